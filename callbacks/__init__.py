@@ -1,0 +1,1 @@
+"""What watches: method-blind Lightning callbacks."""

@@ -1,0 +1,1 @@
+"""What learns: LightningModules, one folder a method, on shared cores (see README, "The house")."""
