@@ -71,7 +71,8 @@ class Throughput(Callback):
         work = pl_module.work_per_batch(batch) * trainer.world_size
         self.seen += work
         stepped = trainer.global_step > self._logged_step
-        log_now = stepped and trainer.global_step % trainer.log_every_n_steps == 0
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        log_now = stepped and trainer.global_step % every == 0
         if log_now and pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         now = time.perf_counter()

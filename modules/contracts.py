@@ -7,6 +7,7 @@ A class takes part by having the member; nothing needs to inherit from these. Ca
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from tensordict import TensorDict
@@ -55,6 +56,15 @@ class Summarises(Protocol):
     """A module that adds rows to the summary table printed at the end of a run."""
 
     def summary_rows(self) -> Mapping[str, str]: ...
+
+
+@runtime_checkable
+class Exports(Protocol):
+    """A module that can be written in its ecosystem's own format (for language models: a Hugging Face directory)."""
+
+    def export_pretrained(self, folder: str | Path) -> None:
+        """Write ``folder`` as a whole; an existing one is replaced atomically."""
+        ...
 
 
 @runtime_checkable
