@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -40,7 +41,15 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     import train
 
     monkeypatch.chdir(tmp_path)
-    return lambda *argv: train.main([str(a) for a in argv])
+
+    def run(*argv: object) -> int:
+        for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # handlers keep an earlier test's stderr
+            for handler in logging.getLogger(name).handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    handler.stream = sys.stderr
+        return train.main([str(a) for a in argv])
+
+    return run
 
 
 @pytest.fixture

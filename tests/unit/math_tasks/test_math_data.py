@@ -140,6 +140,9 @@ def test_predict_without_a_file_completes_the_tasks(data: MathTaskDataModule, tr
     [
         ({}, "tasks is empty and predict_file is not set"),
         ({"tasks": [TaskSpec("gsm8k_sample")], "batch_size": 0}, "batch_size must be >= 1, got 0"),
+        ({"tasks": [TaskSpec("gsm8k_sampl")]}, "no built-in task 'gsm8k_sampl'; did you mean 'gsm8k_sample'?"),
+        ({"tasks": [{"name": "gsm8k", "limits": 3}]}, "TaskSpec: unknown key 'limits'"),
+        ({"tasks": [TaskSpec("gsm8k_sample")] * 2}, "name ['gsm8k_sample'] is used more than once"),
         ({"predict_file": "f", "predict_k": 4}, "k = 4 samples at temperature 0"),
         ({"predict_file": "f", "predict_max_new_tokens": 0}, "max_new_tokens must be >= 1"),
     ],

@@ -158,15 +158,17 @@ class Keeper(LightningModule):
         rows += torch.cat([batch["input_ids"], batch["labels"]], dim=1).tolist()
         return self.weight.sum()
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.held_out.append(batch["labels"])
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class ValidatingKeeper(Keeper):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.held_out.append(batch["labels"])
+
+
 def fit(data: SFTDataModule, folder: Path, steps: int, accumulate: int = 1, ckpt_path: Path | None = None) -> Keeper:
-    module = Keeper()
+    module = ValidatingKeeper() if data.holdout_fraction else Keeper()
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -302,6 +304,11 @@ def test_overlong_example_is_named_or_dropped(make: Any) -> None:
         ready(make(rows[3:], overlong="drop"))
 
 
+def test_holdout_that_keeps_nothing_is_refused(make: Any) -> None:
+    with pytest.raises(ValueError, match="holdout_fraction 1e-12 keeps no example"):
+        ready(make(holdout_fraction=1e-12))
+
+
 def test_example_of_exactly_one_row_fits(make: Any, tokenizer_dir: str) -> None:
     tokens = len(TextTokenizer(tokenizer_dir).encode("Q")) + len(TextTokenizer(tokenizer_dir).encode(" 22")) + 1
     row = [{"prompt": "Q", "response": " 22"}]
@@ -361,6 +368,6 @@ def test_prepared_examples_are_reused_and_a_damaged_table_is_refused(make: Any) 
     table.write_bytes(table.read_bytes()[:-32])
     with pytest.raises(ValueError, match="examples.bin does not fit its tokens; delete the folder"):
         data.setup("fit")
-    table.write_bytes(table.read_bytes()[:-5])
+    table.write_bytes(b"12345")
     with pytest.raises(ValueError, match="examples.bin does not fit its tokens; delete the folder"):
         data.setup("fit")

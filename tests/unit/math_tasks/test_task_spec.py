@@ -38,7 +38,7 @@ from datamodules.text.tasks import TASKS, TaskSpec
 )
 def test_bad_field_gives_one_line_that_names_it(fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        TaskSpec(**fields)
+        TaskSpec(**fields).check()
     assert "\n" not in str(caught.value)
 
 
@@ -83,6 +83,7 @@ def test_every_built_in_task_has_modes_and_examples_for_its_default_prompt() -> 
     for name, fmt in TASKS.items():
         spec = TaskSpec(name, path="f")
         assert next(iter(fmt.modes.values())) == spec.answering
+        spec.check()
         assert spec.answering.n_shot <= spec.answering.template.n_examples
 
 

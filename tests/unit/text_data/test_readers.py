@@ -13,7 +13,8 @@ from datamodules.text.specs import ReadSpec, SourceSpec, as_spec
 
 
 def read(spec: ReadSpec, dropped: Counter[str] | None = None) -> list[str]:
-    return [document.text for document in iterate_documents(spec, list_files(spec), dropped or Counter())]
+    dropped = Counter() if dropped is None else dropped
+    return [document.text for document in iterate_documents(spec, list_files(spec), dropped)]
 
 
 def compress(path: Path) -> Path:

@@ -1,0 +1,99 @@
+"""Who may import whom (README, "The house"), walked over the source of every file."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+EVERYONE = {"modules.contracts", "modules.optional", "modules.files"}
+SHARED = {"population", "objectives", "networks", "language", "verification", "assurance"}
+PLAIN = {"torch", "tensordict", "torchrl"}
+
+
+def _files() -> list[Path]:
+    return sorted(p for package in ("modules", "datamodules", "callbacks") for p in (ROOT / package).rglob("*.py"))
+
+
+def _imports(path: Path) -> set[str]:
+    """Dotted names of everything imported, functions' bodies included; `from a import b` counts as a and a.b."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _ours(names: set[str]) -> set[str]:
+    mine = {name for name in names if name.split(".")[0] in ("modules", "datamodules", "callbacks", "train")}
+    return {name for name in mine if not any(name == free or name.startswith(f"{free}.") for free in EVERYONE)}
+
+
+def violations(path: Path, names: set[str]) -> list[str]:
+    """Wrong arrows of a file at ``path`` (relative to the root) that imports ``names``."""
+    package, wrong = path.parts[0], []
+    for name in _ours(names):
+        target = name.split(".")
+        if name == "modules" or name in {f"modules.{n}" for n in ("contracts", "optional", "files")}:
+            continue
+        if target[0] == "train":
+            wrong.append(name)
+        elif package == "callbacks" and target[0] != "callbacks":
+            wrong.append(name)
+        elif package == "datamodules" and target[0] != "datamodules":
+            wrong.append(name)
+        elif package == "modules" and target[0] != "modules":
+            wrong.append(name)
+        elif package == "modules" and len(path.parts) > 2 and len(target) > 1:
+            home, other = path.parts[1], target[1]
+            method_to_method = other not in SHARED and other != home
+            shared_to_method = home in SHARED and other not in SHARED
+            plain_to_more = home in ("networks", "objectives") and other not in ("networks", "objectives")
+            if method_to_method or shared_to_method or plain_to_more:
+                wrong.append(name)
+    if package == "modules" and path.parts[1] in ("networks", "objectives", "optional.py", "files.py"):
+        foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - PLAIN - {"modules", "__future__"}
+        wrong += sorted(foreign)
+    return wrong
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_rules(path):
+    assert violations(path.relative_to(ROOT), _imports(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("modules/llemma/module.py", "datamodules.corpus_data"),
+        ("datamodules/corpus_data.py", "modules.llemma"),
+        ("callbacks/summary.py", "modules.llemma.module"),
+        ("modules/llemma/module.py", "modules.rci.loop"),
+        ("modules/language/generation.py", "modules.llemma.module"),
+        ("modules/networks/llama.py", "modules.language.checkpoint"),
+        ("modules/objectives/lm.py", "transformers"),
+        ("modules/llemma/module.py", "train"),
+    ],
+)
+def test_a_wrong_arrow_is_seen(path, name):
+    assert violations(Path(path), {name})
+
+
+def test_no_file_is_longer_than_500_lines():
+    long = {str(p.relative_to(ROOT)): n for p in _files() if (n := len(p.read_text("utf-8").splitlines())) > 500}
+    assert long == {}
+
+
+def test_importing_the_packages_is_light():
+    """`import modules, datamodules, callbacks` must not load torch or transformers: `--help` would pay for them."""
+    code = "import sys, modules, datamodules, callbacks; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
