@@ -1,0 +1,6 @@
+"""Llemma: an open language model for mathematics (Azerbayev et al. 2024)."""
+
+from modules.llemma.evaluation import EvaluationSettings
+from modules.llemma.module import Llemma, LoraSpec, ModelSpec
+
+__all__ = ["EvaluationSettings", "Llemma", "LoraSpec", "ModelSpec"]
