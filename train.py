@@ -84,6 +84,7 @@ def _build_cli() -> type:
     import torch
     from jsonargparse import set_parsing_settings
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ProgressBar
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities import rank_zero_only
@@ -91,6 +92,7 @@ def _build_cli() -> type:
     from callbacks.agreement import RankAgreement
     from callbacks.checkpoint import AtomicCheckpointIO, CheckpointError, RunCheckpoint, newest_whole_checkpoint
     from callbacks.jsonl_logger import JsonlLogger
+    from callbacks.progress import StepProgressBar
     from callbacks.rng import RankSeeds
     from callbacks.run_record import RunRecord
     from callbacks.summary import RunSummary
@@ -142,6 +144,12 @@ def _build_cli() -> type:
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             return {**LightningCLI.subcommands(), "prepare": {"model", "datamodule"}}
+
+        def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            if subcommand in ("validate", "test"):
+                parser.set_defaults({"verbose": False})  # the run's summary is the table
+            return parser
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
             parser.add_argument(
@@ -232,6 +240,11 @@ def _build_cli() -> type:
         def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
             seed = self.config[str(self.subcommand)].get("seed_everything")
             callbacks = [RankSeeds(int(seed)), RankAgreement(), RunSummary(), *callbacks]
+            given = config.get("callbacks") or []
+            if config.get("enable_progress_bar") is not False and not any(
+                isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given])
+            ):
+                callbacks.append(StepProgressBar())
             if self.subcommand != "fit":  # only fit writes checkpoints, so the reader lacks their callback on purpose
                 warnings.filterwarnings("ignore", message=r".*callbacks used to create the checkpoint need to be.*")
             if config.get("fast_dev_run") or config.get("enable_checkpointing") is False or self.subcommand != "fit":
@@ -359,10 +372,21 @@ def _one_line(message: str, known: list[str]) -> str:
     return f"unknown key '{key}'{place}{valid}"
 
 
+def _constructor_refusal(text: str) -> str | None:
+    """What a class's ``__init__`` said to its arguments, out of the parser's report on every type it tried."""
+    if "Does not validate against any of the Union subtypes" not in text:
+        return None
+    tried = re.findall(r"^\s*- (.*?)(?=^\s*- |^Given value|\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    said = [" ".join(part.split()) for part in tried if not part.startswith("Expected a <class 'NoneType'>")]
+    return said[0][:600] if said else None
+
+
 def _is_ours(error: BaseException) -> bool:
     """Whether our own code raised it on purpose: then its message is the whole story."""
+    if type(error).__module__.split(".")[0] in PACKAGES:
+        return True
     frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
+    if not frames or not isinstance(error, ValueError | OSError | ImportError):
         return False
     path = Path(frames[-1].filename).resolve()
     return path == ROOT / "train.py" or any((ROOT / package) in path.parents for package in PACKAGES)
@@ -392,6 +416,9 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # the boundary: everything else keeps its traceback
         if type(error).__module__.startswith("omegaconf"):
             return _fail(" ".join(str(error).split())[:400], EXIT_CONFIG)
+        refusal = _constructor_refusal(str(error))
+        if refusal is not None:
+            return _fail(refusal, EXIT_CONFIG)
         if not _is_ours(error) or os.environ.get("PLUMBLINE_DEBUG"):
             traceback.print_exc()
             return EXIT_ERROR

@@ -11,7 +11,7 @@ from modules.contracts import Exports
 
 
 class ExportModel(Callback):
-    """Calls the module's ``export_pretrained`` on rank 0 after ``fit``, ``validate`` or ``test``.
+    """Calls the module's ``export_pretrained`` on all ranks after ``fit``, ``validate`` or ``test``.
 
     Args:
         folder: where to; replaced as a whole, atomically. ``null``: ``export`` in the run folder.
@@ -29,8 +29,7 @@ class ExportModel(Callback):
         self._folder = Path(self.folder) if self.folder is not None else Path(log_dir) / "export"
 
     def _export(self, trainer: Trainer, pl_module: Any) -> None:
-        if trainer.is_global_zero:
-            pl_module.export_pretrained(self._folder)
+        pl_module.export_pretrained(self._folder)  # a collective where weights are sharded; rank 0 writes
         trainer.strategy.barrier("ExportModel")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

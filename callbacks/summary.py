@@ -57,7 +57,7 @@ class RunSummary(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in ("validate", "test") and self._metrics:
-            self._print(trainer, pl_module, stage)
+            self._print(trainer, pl_module, str(getattr(stage, "value", stage)))
 
     @rank_zero_only
     def _print(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

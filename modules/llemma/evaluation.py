@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from modules.networks.llama import Llama
 
 if TYPE_CHECKING:
     from modules.verification.equivalence import SymbolicEquivalence
+    from modules.verification.extraction import AnswerStyle
     from modules.verification.programs import ProgramVerifier
     from modules.verification.proposers import Proposer
     from modules.verification.provers.coq import CoqProver
 
 MAX_SHOWN = 8
-STYLES = {"number": "gsm8k", "latex": "minerva", "choice": "choice"}
+STYLES: dict[str, AnswerStyle] = {"number": "gsm8k", "latex": "minerva", "choice": "choice"}
 
 
 @dataclass
@@ -158,20 +160,30 @@ class TaskEvaluator:
         network: the model, on the device it is to generate on.
         tokenizer_directory: folder with ``tokenizer.json``.
         settings: see :class:`EvaluationSettings`.
+        rows_folder: where every judged item is written, ``<task>.rank-<rank>.jsonl``; None: nowhere.
+        rank: of this process.
     """
 
-    def __init__(self, network: Llama, tokenizer_directory: Path, settings: EvaluationSettings) -> None:
+    def __init__(
+        self,
+        network: Llama,
+        tokenizer_directory: Path,
+        settings: EvaluationSettings,
+        rows_folder: Path | None = None,
+        rank: int = 0,
+    ) -> None:
         from modules.optional import require
 
         self.network = network
         self.settings = settings
+        self.rows_folder, self.rank = rows_folder, rank
         self.tokenizer = require("tokenizers", extra="llemma").Tokenizer.from_file(
             str(tokenizer_directory / "tokenizer.json")
         )
         stop = network.config.eos_token_id
         self._stop_ids = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
         self._equivalence: SymbolicEquivalence | None = None
-        self._programs: ProgramVerifier | None = None
+        self._programs: dict[str, ProgramVerifier] = {}
         self._prover: CoqProver | None = None
 
     # ------------------------------------------------------------------------------------------------------ generation
@@ -266,45 +278,59 @@ class TaskEvaluator:
         return gsm8k_gold(raw) if kind == "hash_marks" else raw
 
     def _judge(self, item: Mapping[str, Any], completions: Sequence[str]) -> TaskTally:
-        from modules.verification.extraction import extract_answer
         from modules.verification.voting import majority_vote
 
-        kind, gold = item["answer_kind"], self.gold(item)
+        kind = item["answer_kind"]
         if kind == "text":
             return TaskTally()
-        compat = self.settings.official_compat
-        answers: list[str | None] = []
-        for text in completions:
-            if kind.startswith("program"):
-                answers.append(self.programs.answer(text, kind, imports=item["meta"].get("imports", "")))
-            else:
-                answers.append(extract_answer(text, STYLES[kind], official_compat=compat))  # type: ignore[arg-type]
-        same = (lambda a, b: a == b) if kind == "choice" else self.equivalence.equal
-        verdicts = [self._compare(kind, gold, answer) for answer in answers]
-        voted = majority_vote(answers, same)
-        majority = voted is not None and self._compare(kind, gold, voted)[0]
+        gold = self.gold(item)
+        judged = [self._judge_sample(kind, gold, text) for text in completions]
+        answers = [answer for answer, _, _ in judged]
+        vote = majority_vote(answers, (lambda a, b: a == b) if kind == "choice" else self.equivalence.equal)
+        majority = vote.answer is not None and judged[answers.index(vote.answer)][1]
+        self._record(item, gold=gold, answers=answers, right=[ok for _, ok, _ in judged], voted=vote.answer,
+                     reasons=[reason for _, _, reason in judged], completions=list(completions))  # fmt: skip
+        answer, ok, reason = judged[0]
         shown = {
-            "item_id": item["item_id"], "gold": gold, "answer": answers[0], "ok": verdicts[0][0],
-            "reason": verdicts[0][1], "completion": completions[0],
+            "item_id": item["item_id"], "gold": gold, "answer": answer, "ok": ok, "reason": reason,
+            "completion": completions[0],
         }  # fmt: skip
         return TaskTally(
             items=1.0,
             majority=float(majority),
-            first=float(verdicts[0][0]),
-            solved=float(any(ok for ok, _ in verdicts)),
-            right=float(sum(ok for ok, _ in verdicts)),
-            answered=float(sum(answer is not None for answer in answers)),
-            total=float(len(answers)),
+            first=float(ok),
+            solved=float(any(ok for _, ok, _ in judged)),
+            right=float(sum(ok for _, ok, _ in judged)),
+            answered=float(vote.valid),
+            total=float(len(judged)),
             samples=[shown],
         )
 
-    def _compare(self, kind: str, gold: str, answer: str | None) -> tuple[bool, str]:
+    def _record(self, item: Mapping[str, Any], **values: Any) -> None:
+        if self.rows_folder is None:
+            return
+        self.rows_folder.mkdir(parents=True, exist_ok=True)
+        row = {"item_id": item["item_id"], **values}
+        with open(self.rows_folder / f"{item['task']}.rank-{self.rank}.jsonl", "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _judge_sample(self, kind: str, gold: str, text: str) -> tuple[str | None, bool, str]:
+        """Answer of one completion, whether it is right, and by which rule."""
+        from modules.verification.extraction import extract_answer
+
+        if kind.startswith("program"):
+            verifier = self._program_verifier("pal" if kind == "program_number" else "sympy")
+            outcome = verifier.run(text)
+            if outcome.answer is None:
+                return None, False, outcome.execution.status
+            return outcome.text, *verifier.judge(gold, outcome)
+        answer = extract_answer(text, STYLES[kind], official_compat=self.settings.official_compat)
         if answer is None:
-            return False, "no answer"
+            return None, False, "no answer"
         if kind == "choice":
-            return answer == gold, "letter"
+            return answer, answer == gold, "letter"
         verdict = self.equivalence.compare(gold, answer)
-        return verdict.ok, verdict.reason
+        return answer, verdict.ok, verdict.reason
 
     @property
     def equivalence(self) -> SymbolicEquivalence:
@@ -319,14 +345,15 @@ class TaskEvaluator:
             )
         return self._equivalence
 
-    @property
-    def programs(self) -> ProgramVerifier:
+    def _program_verifier(self, mode: Literal["pal", "sympy"]) -> ProgramVerifier:
         """The sandboxed executor of model-written programs; started at first use."""
-        if self._programs is None:
+        if mode not in self._programs:
             from modules.verification.programs import ProgramVerifier
 
-            self._programs = ProgramVerifier(allow_unsafe_exec=self.settings.allow_unsafe_exec)
-        return self._programs
+            self._programs[mode] = ProgramVerifier(
+                mode, equivalence=self.equivalence, allow_unsafe_exec=self.settings.allow_unsafe_exec
+            )
+        return self._programs[mode]
 
     # --------------------------------------------------------------------------------------------------------- proving
 
@@ -338,7 +365,9 @@ class TaskEvaluator:
 
         settings = self.settings.proof
         if item["meta"].get("prover", "coq") != "coq":
-            raise ValueError(f"evaluation: {item['task']}: only Coq statements can be searched here, got {item['meta']}")
+            raise ValueError(
+                f"evaluation: {item['task']}: only Coq statements can be searched here, got {item['meta']}"
+            )
         if self._prover is None:
             self._prover = CoqProver(
                 limits=CoqLimits(tactic_seconds=settings.tactic_seconds),
@@ -347,6 +376,8 @@ class TaskEvaluator:
         limits = SearchLimits(settings.max_expansions, settings.wall_seconds, settings.candidates)
         statement = parse_statement(item["prompt"], item["meta"].get("name", item["item_id"]))
         result = best_first_search(self._prover, statement, self._proposer(item["item_id"]), limits)
+        self._record(item, status=result.status, proof=list(result.proof or ()), expansions=result.expansions,
+                     tactic_calls=result.tactic_calls, seconds=round(result.wall_seconds, 3))  # fmt: skip
         proved = float(result.proved)
         shown = {
             "item_id": item["item_id"], "gold": "", "answer": result.status, "ok": result.proved,
@@ -381,10 +412,10 @@ class TaskEvaluator:
 
     def close(self) -> None:
         """Stop all worker processes."""
-        for part in (self._equivalence, self._programs, self._prover):
+        for part in (*self._programs.values(), self._equivalence, self._prover):
             if part is not None:
                 part.close()
-        self._equivalence = self._programs = self._prover = None
+        self._programs, self._equivalence, self._prover = {}, None, None
 
 
 def _seed(seed: int, item_id: str, sample: int) -> int:

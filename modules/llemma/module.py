@@ -135,6 +135,7 @@ class Llemma(LightningModule):
         self._eval_sums: dict[int, Tensor] = {}
         self._tallies: dict[str, TaskTally] = {}
         self._evaluator: TaskEvaluator | None = None
+        self._rows_folder: Path | None = None
 
     def _check(self) -> None:
         spec, options = self.model_spec, self.options
@@ -212,6 +213,9 @@ class Llemma(LightningModule):
         return self.network
 
     def setup(self, stage: str) -> None:
+        folder = self.trainer.log_dir  # a collective: asked on all ranks
+        if stage in ("validate", "test") and folder is not None:
+            self._rows_folder = Path(folder) / "items"
         length = getattr(getattr(self._trainer, "datamodule", None), "seq_len", None)
         limit = (self.model_spec.config or {}).get("max_position_embeddings")
         if length is not None and limit is not None and length > limit:
@@ -389,12 +393,14 @@ class Llemma(LightningModule):
     def _log_samples(self, task: str, tally: TaskTally) -> None:
         for logger in self.trainer.loggers:
             writer = getattr(logger, "experiment", None)
-            if self.trainer.is_global_zero and hasattr(writer, "add_text"):
+            if self.trainer.is_global_zero and writer is not None and hasattr(writer, "add_text"):
                 writer.add_text(f"eval/{task}", tally.as_markdown(), self.global_step)
 
     def _task_evaluator(self) -> TaskEvaluator:
         if self._evaluator is None:
-            self._evaluator = TaskEvaluator(self.llama, self._tokenizer_directory(), self.settings)
+            self._evaluator = TaskEvaluator(
+                self.llama, self._tokenizer_directory(), self.settings, self._rows_folder, self.global_rank
+            )
         return self._evaluator
 
     def _data_tokenizer(self) -> Any:
@@ -408,7 +414,9 @@ class Llemma(LightningModule):
             raise ValueError("Llemma: generation needs a tokenizer: give model.path or data with a tokenizer")
         return Path(directory)
 
-    def predict_step(self, batch: list[dict[str, Any]], batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
+    def predict_step(
+        self, batch: list[dict[str, Any]], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[dict[str, Any]]:
         """Complete prompts; rows ``{item_id, prompt, completions, ...}``."""
         return self._task_evaluator().complete(batch)
 
