@@ -100,9 +100,7 @@ def test_limit_must_not_cut_a_step(corpus: Make, fake_trainer: Callable[..., Any
         data.train_dataloader()
 
 
-def test_position_counts_finished_steps_not_prefetched_batches(
-    corpus: Make, fake_trainer: Callable[..., Any]
-) -> None:
+def test_position_counts_finished_steps_not_prefetched_batches(corpus: Make, fake_trainer: Callable[..., Any]) -> None:
     data = corpus()
     data.trainer = fake_trainer(max_steps=12)
     stream = iter(data.train_dataloader())
@@ -250,9 +248,7 @@ def test_names_and_bytes(corpus: Make, corpus_root: Path) -> None:
 def test_held_out_documents_do_not_depend_on_the_seed_and_are_not_trained_on(corpus: Make) -> None:
     one, two = corpus(seed=0), corpus(seed=9)
     assert one.digest()["held-out validation"] == two.digest()["held-out validation"]
-    splits = {
-        split: [str(shard.path) for shard in one._held_out[split].values()] for split in ("validation", "test")
-    }
+    splits = {split: [str(shard.path) for shard in one._held_out[split].values()] for split in ("validation", "test")}
     text = {
         path: one.tokenizer.decode(np.fromfile(Path(path) / "tokens.bin", dtype="<u2"))
         for path in splits["validation"] + splits["test"]
@@ -327,7 +323,11 @@ def test_wrong_arguments_fail_in_the_constructor(
     ("changes", "error", "message"),
     [
         ({"sources": [{"name": "a", "path": "/nowhere.txt"}]}, FileNotFoundError, "'/nowhere.txt' does not exist"),
-        ({"sources": [{"name": "a", "path": "/no.txt", "missing": "skip"}]}, ValueError, "no training source is present"),
+        (
+            {"sources": [{"name": "a", "path": "/n.txt", "missing": "skip"}]},
+            ValueError,
+            "no training source is present",
+        ),
         ({"tokenizer": "/nowhere"}, FileNotFoundError, "tokenizer.json does not exist"),
         ({"decontaminate": {"files": ["/nowhere/*.jsonl"]}}, FileNotFoundError, "no evaluation file matches"),
     ],
@@ -337,6 +337,14 @@ def test_missing_input_fails_in_prepare(
 ) -> None:
     with pytest.raises(error, match=message):
         CorpusDataModule(**arguments(corpus_root, **changes)).prepare_data()
+
+
+def test_absent_evaluation_files_may_be_left_out(corpus_root: Path) -> None:
+    absent = {"files": ["/nowhere/*.jsonl"], "missing": "skip"}
+    data = CorpusDataModule(**arguments(corpus_root, decontaminate=absent))
+    data.prepare_data()
+    data.setup()
+    assert data.contamination["web"]["files"] == {}
 
 
 def test_setup_without_prepare(corpus_root: Path, tmp_path: Path) -> None:
@@ -396,7 +404,7 @@ def test_missing_source_is_left_out_and_the_rest_rescaled(corpus: Make, corpus_r
 def test_training_on_an_evaluation_file_is_refused(corpus_root: Path) -> None:
     web = str(corpus_root / "text" / "web.jsonl")
     data = CorpusDataModule(**arguments(corpus_root, decontaminate={"files": [web]}))
-    with pytest.raises(ValueError, match=r"source 'web': web.jsonl is the evaluation file web.jsonl; never train on it"):
+    with pytest.raises(ValueError, match="source 'web': web.jsonl is the evaluation file web.jsonl; never train on"):
         data.prepare_data()
 
 
@@ -427,9 +435,10 @@ def test_interrupted_preparation_is_finished_later(
         stream.write(data)
 
     (tmp_path / "cache" / "corpus" / ".code-old.1.tmp").mkdir(parents=True)  # left by a killed run
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full while writing"):
+    with monkeypatch.context() as patch:
         patch.setattr("datamodules.text.shards.write_bytes", full)
-        CorpusDataModule(**settings).prepare_data()
+        with pytest.raises(OSError, match="disk full while writing"):
+            CorpusDataModule(**settings).prepare_data()
     (web,) = (tmp_path / "cache" / "corpus").iterdir()  # the finished source stays, nothing else
     made = (web / "source.json").stat().st_mtime_ns
     CorpusDataModule(**settings).prepare_data()

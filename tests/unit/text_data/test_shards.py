@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,22 @@ def test_a_pickled_shard_is_mapped_again_not_copied(tmp_path: Path) -> None:
     data = pickle.dumps(shard)
     assert len(data) < 1000
     np.testing.assert_array_equal(pickle.loads(data).token_array, shard.token_array)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page release is Linux only")
+def test_released_pages_leave_resident_memory_and_read_the_same(tmp_path: Path) -> None:
+    shard = TokenShard(make(tmp_path / "s", [list(range(1, 300))] * 20_000))
+
+    def resident() -> int:
+        # The mapping's own line; the process total is too noisy for 12 MB.
+        lines = Path("/proc/self/smaps").read_text().split(str(shard.path / "tokens.bin"))[1].splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+
+    total = int(shard.token_array.sum())
+    assert resident() > 10_000  # kB
+    shard.release()
+    assert resident() == 0
+    assert int(shard.token_array.sum()) == total
 
 
 @pytest.mark.parametrize("failing_call", [1, 2, 3, 5])

@@ -1,0 +1,30 @@
+"""What the modules learn from. The DataModules are attributes (``datamodules.CorpusDataModule``), loaded on use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.corpus_data import CorpusDataModule
+    from datamodules.math_data import MathTaskDataModule
+    from datamodules.sft_data import SFTDataModule
+
+__all__ = ["CorpusDataModule", "MathTaskDataModule", "SFTDataModule"]
+
+_HOMES = {
+    "CorpusDataModule": "datamodules.corpus_data",
+    "MathTaskDataModule": "datamodules.math_data",
+    "SFTDataModule": "datamodules.sft_data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import datamodules` (every start of the CLI) pays for no text, game or routing stack.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'datamodules' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

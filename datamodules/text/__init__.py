@@ -1,0 +1,1 @@
+"""Text: readers, filters, deduplication, decontamination, token shards, mixture, packing, evaluation sets."""
