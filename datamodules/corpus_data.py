@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.text.build import CorpusPlan, corpus_table, format_table, load_manifest, prepare, tokenizer_folder
 from datamodules.text.decontamination import evaluation_files
-from datamodules.text.files import canonical_digest, sha256_file
 from datamodules.text.loader import HeldOutLoader, StreamPosition, TrainLoader, micro_batch_size
 from datamodules.text.mixture import mixture_weights
 from datamodules.text.packing import HeldOutWindows, PackedSource
@@ -29,6 +28,7 @@ from datamodules.text.specs import (
     check_fraction,
 )
 from datamodules.text.tokenizer import TextTokenizer
+from modules.files import canonical_digest, sha256_file
 
 _TEST_FILE = re.compile(r"(^|[^a-z])test([^a-z]|$)", re.IGNORECASE)
 _COMPARED = ("seed", "seq_len", "shuffle", "weights", "sources", "tokenizer_hash")

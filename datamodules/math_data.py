@@ -10,10 +10,10 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from datamodules.text.files import canonical_digest
 from datamodules.text.specs import as_spec
 from datamodules.text.tasks import TaskItem, TaskSpec, check_tasks, load_tasks
 from datamodules.text.tokenizer import TextTokenizer
+from modules.files import canonical_digest
 
 
 class TaskDataset(Dataset[list[TaskItem]]):

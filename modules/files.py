@@ -1,21 +1,28 @@
-"""Atomic file writes: a reader sees the old content or the new, never a half of it."""
+"""Files that are whole or absent, one plain error when the disk is full, and what identifies a content."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
-def fsync_directory(folder: Path) -> None:
-    """Make renames inside ``folder`` durable (POSIX; a no-op where directories can't be opened)."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
+def write_bytes(stream: IO[bytes], data: bytes | memoryview) -> None:
+    """The one place where bulk data goes to disk (tests make it fail to play a full disk)."""
+    stream.write(data)
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or a folder's renames, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -23,29 +30,43 @@ def fsync_directory(folder: Path) -> None:
 
 
 @contextmanager
+def disk_full_named(target: Path) -> Iterator[None]:
+    """Turn "no space left" from anywhere inside into one line naming ``target`` and the mend."""
+    try:
+        yield
+    except OSError as error:
+        # `filename` marks our own, already reworded error: nested uses must not reword it again.
+        if error.errno not in _DISK_FULL or error.filename is not None and "disk full" in str(error.strerror):
+            raise
+        reason = "disk full while writing (nothing half-written was kept): free space or choose another folder"
+        raise OSError(error.errno, reason, str(target)) from error
+
+
+@contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO]:
-    """Open a temporary neighbour of ``path``; on success fsync it and rename it over ``path``.
+    """Write a file beside ``path``, fsync it and rename it over ``path``; its folder is created.
 
     Args:
-        path: the file to replace; its folder is created.
+        path: the file to replace.
         mode: ``"wb"`` or ``"w"`` (UTF-8).
 
     Raises:
-        OSError: from the write itself (disk full, read-only), with the temporary file removed and the old content
-            of ``path`` untouched.
+        OSError: from the write, with the temporary file removed and the old content of ``path`` untouched; ENOSPC and
+            EDQUOT as one line that names ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        fsync_directory(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_full_named(path):
+        try:
+            with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+            fsync_path(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def atomic_symlink(target_name: str, link: str | Path) -> None:
@@ -55,37 +76,61 @@ def atomic_symlink(target_name: str, link: str | Path) -> None:
     temporary.unlink(missing_ok=True)
     os.symlink(target_name, temporary)
     os.replace(temporary, link)
-    fsync_directory(link.parent)
+    fsync_path(link.parent)
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Build a folder under a temporary name; on success rename it to ``path``, replacing an older one.
+    """Build a folder beside ``path`` and rename it into place when all of it is on disk, replacing an older one.
 
     Raises:
-        OSError: from the writes, with the temporary folder removed and the old ``path`` untouched.
+        OSError: from the writes, with the temporary folder removed and the old ``path`` untouched; ENOSPC and EDQUOT
+            as one line that names ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                descriptor = os.open(file, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-        if path.exists():
+    with disk_full_named(path):
+        try:
+            temporary.mkdir()
+            yield temporary
+            for part in sorted(temporary.rglob("*")):
+                fsync_path(part)
+            fsync_path(temporary)
             retired = path.with_name(f".{path.name}.old-{os.getpid()}")
-            os.replace(path, retired)
+            if path.exists():
+                os.replace(path, retired)
             os.replace(temporary, path)
+            fsync_path(path.parent)
             shutil.rmtree(retired, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
-        fsync_directory(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, atomically."""
+    with atomic_write(path) as stream:
+        write_bytes(stream, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def canonical_digest(value: Any) -> str:
+    """sha256 of the canonical (sorted, compact) JSON of ``value``."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's content, read in pieces."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tokenizer_digest(content: dict[str, Any]) -> str:
+    """Identity of a tokenizer: the canonical ``tokenizer.json``, only what decides the token ids of plain text.
+
+    Truncation, padding and the post-processor (which adds BOS and EOS) are left out: a corpus is encoded without them,
+    and saving a tokenizer through transformers rewrites them.
+    """
+    left_out = ("truncation", "padding", "post_processor")
+    return canonical_digest({key: value for key, value in content.items() if key not in left_out})

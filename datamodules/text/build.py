@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from datamodules.text.decontamination import ContaminationReport, EvaluationIndex, evaluation_files
 from datamodules.text.dedup import Deduplicator, text_digest
-from datamodules.text.files import FileDigests, atomic_directory, canonical_digest, write_json
+from datamodules.text.files import FileDigests
 from datamodules.text.filters import algebraic_stack
 from datamodules.text.readers import Document, SourceFile, iterate_documents, list_files
 from datamodules.text.shards import ShardWriter, write_shard
@@ -42,6 +42,7 @@ from datamodules.text.specs import (
     TokenizerTraining,
 )
 from datamodules.text.tokenizer import TextTokenizer, check_tokenizer, tokenizer_hash, train_tokenizer
+from modules.files import atomic_directory, canonical_digest, write_json
 
 _PIPELINE = 1  # part of every key: raise it when the same input gives other shards
 _BATCH_DOCUMENTS = 512

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.text.files import atomic_file, write_bytes
 from datamodules.text.permutation import Permutation, derive_keys
 from datamodules.text.shards import TokenShard
+from modules.files import atomic_write, write_bytes
 
 _CHUNK = 1 << 15
 _EPOCHS_OPEN = 2
@@ -140,7 +140,7 @@ class PackedSource:
         offsets = self.shard.offset_array
         total = 0
         # Ranks may do this at the same time; each writes its own temporary file and the last rename wins.
-        with atomic_file(path) as stream:
+        with atomic_write(path) as stream:
             write_bytes(stream, np.zeros(1, dtype="<i8").tobytes())
             for start in range(0, count, _CHUNK):
                 chosen = documents(np.arange(start, min(start + _CHUNK, count)))

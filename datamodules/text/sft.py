@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.text.files import atomic_directory, canonical_digest, sha256_file, write_bytes
 from datamodules.text.permutation import Permutation, derive_keys
 from datamodules.text.readers import SourceFile, iterate_records
 from datamodules.text.shards import TokenShard, write_shard
 from datamodules.text.tokenizer import TextTokenizer
+from modules.files import atomic_directory, canonical_digest, sha256_file, write_bytes
 
 IGNORED = -100
 _FIELD = re.compile(r"\{(\w+)\}")

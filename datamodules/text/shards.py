@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from tensordict import MemoryMappedTensor
 
-from datamodules.text.files import atomic_directory, sha256_file, write_bytes, write_json
 from datamodules.text.tokenizer import check_tokenizer
+from modules.files import atomic_directory, sha256_file, write_bytes, write_json
 
 FORMAT = "plumbline-tokens"
 VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.text.files import atomic_directory, canonical_digest
+from modules.files import atomic_directory, tokenizer_digest
 from modules.optional import require
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -26,22 +26,14 @@ class TokenizerMismatchError(ValueError):
 
 
 def tokenizer_hash(directory: str | Path) -> str:
-    """sha256 of the canonical ``tokenizer.json``: sorted keys, only what decides the token ids of plain text.
-
-    Truncation, padding and the post-processor (which adds BOS and EOS) are left out: a corpus is encoded without them,
-    and saving a tokenizer through transformers rewrites them.
-    """
-    return canonical_digest(_canonical(_read_json(Path(directory) / "tokenizer.json")))
+    """Identity of the directory's tokenizer (:func:`modules.files.tokenizer_digest`)."""
+    return tokenizer_digest(_read_json(Path(directory) / "tokenizer.json"))
 
 
 def check_tokenizer(have: str, want: str, what: str = "data") -> None:
     """Raise TokenizerMismatchError unless the two hashes are equal."""
     if have != want:
         raise TokenizerMismatchError(have, want, what)
-
-
-def _canonical(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if key not in ("truncation", "padding", "post_processor")}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -80,7 +72,7 @@ class TextTokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
-        self.hash = canonical_digest(_canonical(content))
+        self.hash = tokenizer_digest(content)
         self.vocab_size = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
         self.eod_id = self._find_eod()
 

@@ -110,3 +110,15 @@ def test_golden_texts_state_what_their_verdict_says(load):
     assert gsm["dollars"].answer == "$1,200"
     assert gsm["plus_one"].answer == "1201"
     assert set(gsm) == set(golden.GSM8K_VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (r"3\sqrt{13}", r"\frac{2(3\sqrt{13})}{2}"), ("2k", r"\frac{2(2k)}{2}"), ("7", None), (r"\frac{1}{2}", None),
+        (r"\text{even}", None), ("(1,2)", None), ("x=5", None), ("52_8", None), (r"1\frac{4}{5}", None), ("even", None),
+        (r"90^\circ", None),
+    ],
+)  # fmt: skip
+def test_scaling_is_for_single_formulas_only(load, answer, expected):
+    assert load("golden").scaled(answer) == expected

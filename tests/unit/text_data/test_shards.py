@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import MemoryMappedTensor
 
-from datamodules.text import files
-from datamodules.text.files import FileDigests, atomic_directory
+from datamodules.text.files import FileDigests
 from datamodules.text.shards import ShardError, TokenShard, write_shard
 from datamodules.text.tokenizer import TokenizerMismatchError
+from modules.files import atomic_directory
 
 HASH = "a" * 64
 
@@ -185,7 +185,7 @@ def test_full_disk_leaves_nothing_and_keeps_the_old(
             raise OSError(errno.ENOSPC, "No space left on device")
         stream.write(data)
 
-    for module in ("datamodules.text.shards.write_bytes", "datamodules.text.files.write_bytes"):
+    for module in ("datamodules.text.shards.write_bytes", "modules.files.write_bytes"):
         monkeypatch.setattr(module, full)
     with pytest.raises(OSError, match="disk full while writing .*: '.*/s'") as caught:
         make(tmp_path / "s", [[1, 2], [3]])
@@ -217,7 +217,7 @@ def test_file_digests_are_remembered_and_noticed(tmp_path: Path, monkeypatch: py
     digest = first[data]
     first.save()
     again = FileDigests(memo)
-    monkeypatch.setattr(files, "sha256_file", lambda path: "hashed again")
+    monkeypatch.setattr("datamodules.text.files.sha256_file", lambda path: "hashed again")
     assert again[data] == digest
     data.write_text("other")
     assert again[data] == "hashed again"

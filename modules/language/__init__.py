@@ -1,0 +1,1 @@
+"""Language-model core: load, adapt, train, generate, score, export. Import the submodule you need."""

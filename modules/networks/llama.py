@@ -1,0 +1,310 @@
+"""Llama decoder (Touvron et al. 2023) whose parameters carry Hugging Face's names, so that checkpoints load without
+conversion.
+
+The forward pass returns hidden states; logits are a separate call, because the loss (`modules.objectives.lm`) never
+needs them all at once. On CPU the operations of `modules.networks.fused` are used; elsewhere and under `torch.compile`,
+plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from modules.networks import fused
+from modules.networks.kv_cache import KVCache
+from modules.networks.llama_config import LlamaConfig, rope_frequencies
+
+__all__ = ["KVCache", "Llama", "LlamaConfig", "document_positions"]
+
+
+def _use_fused(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _plain(*linears: nn.Module) -> bool:
+    """True if these are ordinary bias-free Linears whose weights may be used directly: no adapter, no hook."""
+    return all(
+        type(linear) is nn.Linear
+        and linear.bias is None
+        and not (
+            linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+        )
+        for linear in linears
+    )
+
+
+def _project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
+    if _use_fused(x) and _plain(*linears):
+        return fused.parallel_linear(x, *(linear.weight for linear in linears))  # type: ignore[arg-type]
+    return tuple(linear(x) for linear in linears)
+
+
+def document_positions(document_ids: Tensor) -> Tensor:
+    """Positions that restart at each document. document_ids [B, T], a document being one run -> int64 [B, T]."""
+    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    starts = torch.zeros_like(index)
+    starts[:, 1:] = torch.where(document_ids[:, 1:] != document_ids[:, :-1], index[:, 1:], 0)
+    return index - starts.cummax(dim=1).values
+
+
+class LlamaRMSNorm(nn.Module):
+    """RMSNorm; calling it normalises, `add` normalises a sum and returns the sum as well."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        if _use_fused(x):
+            if branch is None:
+                return fused.rms_norm(x, self.weight, self.eps)
+            return fused.add_rms_norm(x, branch, self.weight, self.eps)
+        if branch is not None:
+            x = x + branch
+        y = F.rms_norm(x.float() if x.dtype != torch.float64 else x, self.weight.shape, None, self.eps).to(x.dtype)
+        y = self.weight * y
+        return y if branch is None else (x, y)
+
+
+class LlamaAttention(nn.Module):
+    """Grouped-query causal self-attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.width = config.num_attention_heads, config.kv_heads, config.head_size
+        hidden, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(hidden, self.heads * self.width, bias=bias)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.width, hidden, bias=config.attention_output_bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        documents: Tensor | None,
+        mask: Tensor | None,
+        cache: KVCache | None,
+        layer: int,
+        positions: Tensor | None,
+    ) -> Tensor:
+        batch, length, _ = x.shape
+        query, key, value = _project(x, self.q_proj, self.k_proj, self.v_proj)
+        query = query.view(batch, length, self.heads, self.width)
+        key = key.view(batch, length, self.kv_heads, self.width)
+        value = value.view(batch, length, self.kv_heads, self.width).transpose(1, 2)
+        dtype = value.dtype
+        if _use_fused(x):
+            query, key = fused.rotary(query, *rope), fused.rotary(key, *rope)
+        else:
+            query, key = (_rotate(states.transpose(1, 2), *rope).to(dtype) for states in (query, key))
+        if cache is not None:
+            key, value = cache.write(layer, key, value, positions)
+        if mask is None and length > 1 and _use_fused(x):
+            out = fused.causal_attention(query, key, value, 1 / math.sqrt(self.width), documents)
+        else:
+            out = F.scaled_dot_product_attention(
+                query.to(value.dtype),
+                key.to(value.dtype),
+                value,
+                attn_mask=mask,
+                is_causal=mask is None and length > 1,
+                enable_gqa=self.heads != self.kv_heads,
+            ).transpose(1, 2)
+        return self.o_proj(out.reshape(batch, length, -1).to(dtype))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class LlamaMLP(nn.Module):
+    """SwiGLU feed-forward."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = _project(x, self.gate_proj, self.up_proj)
+        return self.down_proj(fused.swiglu(gate, up) if _use_fused(x) else F.silu(gate) * up)
+
+
+class LlamaDecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: LlamaConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.self_attn = LlamaAttention(config)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        documents: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        branch = self.self_attn(self.input_layernorm(x), rope, documents, mask, cache, self.index, positions)
+        x, normed = self.post_attention_layernorm(x, branch)
+        return x + self.mlp(normed)
+
+
+class LlamaModel(nn.Module):
+    """Embedding, decoder layers, final norm (the part Hugging Face keeps under `model.`)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(LlamaDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """Causal language model. `state_dict()` has the keys and shapes of transformers' LlamaForCausalLM.
+
+    Args:
+        config: shapes and rotary settings.
+        activation_checkpointing: keep each layer's input only and recompute the layer in the backward pass.
+
+    Initialisation is GPT-NeoX's, as Llemma's code base: N(0, 2/(5d)) ("small init", Nguyen & Salazar 2019) for matrices
+    that read the residual stream, N(0, (2/(L sqrt d))^2) (Wang & Komatsuzaki's) for those that write it. The output
+    head (the shared matrix, if tied) has half the small-init deviation, so that the initial loss is ln V + 0.05
+    whatever the width.
+    """
+
+    def __init__(self, config: LlamaConfig, *, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = activation_checkpointing
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+        self.reset_parameters()
+
+    def tie_weights(self) -> None:
+        """Share the embedding with the output head, if the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        width, layers = self.config.hidden_size, self.config.num_hidden_layers
+        small, output = math.sqrt(2 / (5 * width)), 2 / (layers * math.sqrt(width))
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, output if name.endswith(("o_proj.weight", "down_proj.weight")) else small)
+        self.lm_head.weight.normal_(0.0, small / 2)
+
+    def new_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty key/value cache for this model's shape, device and (unless given) dtype."""
+        config, weight = self.config, self.model.norm.weight
+        return KVCache(
+            config.num_hidden_layers,
+            rows,
+            config.kv_heads,
+            capacity,
+            config.head_size,
+            dtype=dtype or weight.dtype,
+            device=weight.device,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm.
+
+        Args:
+            input_ids: int64 [B, T].
+            position_ids: int64 [B, T]; default 0..T-1, restarting per document or after padding, or after the cache's
+                tokens.
+            document_ids: int [B, T]; attention stays inside a document (block-diagonal mask). One contiguous run each.
+            attention_mask: [B, T], 1 for tokens and 0 for padding on the left or right, as Hugging Face. Right padding
+                needs no mask at all: causality already hides it.
+            cache: keys and values of earlier tokens; extended in place. Its rows are this batch's rows.
+
+        Returns: [B, T, hidden_size]; under autocast in the autocast dtype.
+
+        Raises:
+            ValueError: a sequence longer than a sliding window or a cache, or masks combined with a cache.
+        """
+        batch, length = input_ids.shape
+        config = self.config
+        if attention_mask is not None:
+            if document_ids is not None:
+                raise ValueError("Llama: give document_ids or attention_mask, not both")
+            document_ids = attention_mask.to(torch.int64)  # padding becomes a document of its own
+        past = 0 if cache is None else cache.extent
+        total = past + length
+        if config.sliding_window is not None and total > config.sliding_window:
+            raise ValueError(
+                f"Llama: {total} tokens exceed sliding_window {config.sliding_window}; shorten the sequence"
+            )
+        if cache is not None and (document_ids is not None or position_ids is not None):
+            raise ValueError(
+                "Llama: a cache needs plain right-padded prompts: no attention_mask, document_ids, position_ids"
+            )
+        if cache is not None and total > cache.capacity:
+            raise ValueError(f"Llama: {total} tokens exceed the cache's capacity {cache.capacity}")
+
+        mask = slots = None
+        if cache is not None and past:
+            slots = cache.lengths[:, None] + torch.arange(length, device=input_ids.device)
+            position_ids = slots
+            mask = torch.arange(total, device=input_ids.device) <= slots[:, None, :, None]
+        elif document_ids is not None:
+            if position_ids is None:
+                position_ids = document_positions(document_ids)
+            if not _use_fused(input_ids):
+                mask = (document_ids[:, None, :, None] == document_ids[:, None, None, :]).tril()
+        x = self.model.embed_tokens(input_ids)
+        rope = self._rope(length if cache is None else cache.capacity, length, position_ids, x)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
+        for layer in self.model.layers:
+            if recompute:
+                x = checkpoint(layer, x, rope, document_ids, mask, use_reentrant=False)
+            else:
+                x = layer(x, rope, document_ids, mask, cache, slots)
+        if cache is not None:
+            cache.advance(length)
+        return self.model.norm(x)
+
+    def _rope(self, capacity: int, length: int, positions: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+        """cos, sin: [T, d/2], or [B, 1, T, d/2] where positions differ by row."""
+        frequencies, factor = rope_frequencies(self.config, capacity)
+        frequencies = frequencies.to(x.device)
+        if positions is None:
+            angles = torch.arange(length, device=x.device).float()[:, None] * frequencies
+        else:
+            angles = positions.float()[:, None, :, None] * frequencies
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [..., vocab_size] of hidden states [..., hidden_size]."""
+        return self.lm_head(hidden)
