@@ -11,9 +11,18 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
+from datamodules.math_data import task_dataloaders
 from datamodules.text.build import CorpusPlan, corpus_table, format_table, load_manifest, prepare, tokenizer_folder
 from datamodules.text.decontamination import evaluation_files
-from datamodules.text.loader import HeldOutLoader, StreamPosition, TrainLoader, micro_batch_size
+from datamodules.text.loader import (
+    HeldOutLoader,
+    StreamPosition,
+    TrainLoader,
+    align_batch_progress,
+    check_epoch_length,
+    micro_batch_size,
+    training_steps,
+)
 from datamodules.text.mixture import mixture_weights
 from datamodules.text.packing import HeldOutWindows, PackedSource
 from datamodules.text.readers import list_files
@@ -27,6 +36,7 @@ from datamodules.text.specs import (
     as_spec,
     check_fraction,
 )
+from datamodules.text.tasks import TaskItem, TaskSpec, load_tasks
 from datamodules.text.tokenizer import TextTokenizer
 from modules.files import canonical_digest, sha256_file
 
@@ -63,6 +73,10 @@ class CorpusDataModule(LightningDataModule):
         max_epochs_per_source: warn, with a table, if the run repeats a source more often.
         document_mask: add ``document_ids``.
         shuffle: False = stored order (for tests and inspection).
+        tasks: evaluation tasks served after the held-out text in validation and test, e.g. a few GSM8K items every
+            validation; see ``TaskSpec``.
+        tasks_batch_size: prompts per task batch over all ranks.
+        data_dir: folder that holds ``math/``, for tasks without a ``path``.
         num_workers: loader processes; 0 is right for memory-mapped tokens on a local disk.
         allow_data_change: resume although seed, weights, sources or tokenizer differ from the checkpoint's.
 
@@ -89,6 +103,9 @@ class CorpusDataModule(LightningDataModule):
         max_epochs_per_source: float | None = None,
         document_mask: bool = False,
         shuffle: bool = True,
+        tasks: list[TaskSpec] | None = None,
+        tasks_batch_size: int = 16,
+        data_dir: str | None = None,
         num_workers: int = 0,
         allow_data_change: bool = False,
     ) -> None:
@@ -114,6 +131,9 @@ class CorpusDataModule(LightningDataModule):
         self.seed, self.document_mask, self.shuffle = seed, document_mask, shuffle
         self.num_workers, self.allow_data_change = num_workers, allow_data_change
         self.max_epochs_per_source = max_epochs_per_source
+        self.tasks = [as_spec(TaskSpec, task) for task in tasks or []]
+        self.tasks_batch_size, self.data_dir = tasks_batch_size, data_dir
+        self._task_items: dict[str, list[TaskItem]] = {}
         self._mixture, self._replay = mixture, dict(replay or {})
         self._check()
         self._weights_of([source.name for source in training])  # errors in the mixture show before anything is read
@@ -216,6 +236,10 @@ class CorpusDataModule(LightningDataModule):
         self.weights = self._weights_of(list(packed))
         self._position = StreamPosition(list(self.weights.values()), self.batch_size)
         self._manifest = manifest
+        if self.tasks:
+            self._task_items = load_tasks(
+                self.tasks, self.data_dir, lambda text: len(tokenizer.encode_batch([text])[0])
+            )
 
     def _need_setup(self) -> dict[str, Any]:
         if self._manifest is None:
@@ -248,6 +272,11 @@ class CorpusDataModule(LightningDataModule):
         """Source of each test dataloader."""
         self._need_setup()
         return list(self._held_out["test"])
+
+    @property
+    def task_names(self) -> list[str]:
+        """Task of each dataloader after the held-out text's."""
+        return [task.name for task in self.tasks]
 
     @property
     def val_bytes_per_token(self) -> dict[str, float]:
@@ -308,15 +337,13 @@ class CorpusDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """This rank's batches from the trainer's current optimiser step to ``max_steps``."""
         self._need_setup()
-        trainer = self.trainer
-        if trainer is None or trainer.max_steps < 1:
-            found = "no trainer" if trainer is None else f"max_steps={trainer.max_steps}"
-            raise ValueError(f"CorpusDataModule: training length must be given as trainer.max_steps >= 1, got {found}")
+        trainer: Any = self.trainer
+        steps = training_steps(trainer, "CorpusDataModule")
         assert self._position is not None
         loader = TrainLoader(
             list(self._packed.values()),
             self._position,
-            max_steps=trainer.max_steps,
+            max_steps=steps,
             world_size=trainer.world_size,
             rank=trainer.global_rank,
             accumulate=trainer.accumulate_grad_batches,
@@ -324,24 +351,23 @@ class CorpusDataModule(LightningDataModule):
             document_ids=self.document_mask,
             num_workers=self.num_workers,
         )
-        limit = trainer.limit_train_batches
-        batches = min(len(loader), limit if isinstance(limit, int) else int(len(loader) * limit))
-        if batches % trainer.accumulate_grad_batches:
-            raise ValueError(
-                f"CorpusDataModule: limit_train_batches gives epochs of {batches} batches, not a multiple of "
-                f"accumulate_grad_batches {trainer.accumulate_grad_batches}; the last step of each would be cut short"
-            )
+        check_epoch_length(len(loader), trainer, "CorpusDataModule")
         if self._loaded is not None:
-            _align_batch_progress(trainer, self._loaded["accumulate_grad_batches"])
+            align_batch_progress(trainer, self._loaded["accumulate_grad_batches"])
         return loader
 
-    def val_dataloader(self) -> list[HeldOutLoader]:
-        """One loader per name in ``val_names``."""
-        return self._held_out_loaders("validation")
+    def val_dataloader(self) -> list[Any]:
+        """One loader per name in ``val_names``, then one per task."""
+        return [*self._held_out_loaders("validation"), *self._task_loaders()]
 
-    def test_dataloader(self) -> list[HeldOutLoader]:
-        """One loader per name in ``test_names``."""
-        return self._held_out_loaders("test")
+    def test_dataloader(self) -> list[Any]:
+        """One loader per name in ``test_names``, then one per task."""
+        return [*self._held_out_loaders("test"), *self._task_loaders()]
+
+    def _task_loaders(self) -> list[Any]:
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        return task_dataloaders(self._task_items, rank, world_size, self.tasks_batch_size) if self.tasks else []
 
     def _held_out_loaders(self, split: str) -> list[HeldOutLoader]:
         self._need_setup()
@@ -450,25 +476,3 @@ def _refuse_test_set(spec: EvalSourceSpec, decontaminate: DecontaminationSpec | 
         if match or _TEST_FILE.search(Path(item.relative).stem):
             reason = f"is the evaluation file {match}" if match else "is by its name a test set"
             raise ValueError(f"selection_set: {item.relative} {reason}; choose mixtures on training or validation text")
-
-
-def _align_batch_progress(trainer: Any, accumulate_before: int) -> None:
-    """Put Lightning's micro-batch counters on the optimiser step the data goes on from.
-
-    Lightning counts micro-batches. Its counters point elsewhere if the checkpoint was written between two micro-batches
-    of one step (whose partial gradient is lost: the step is done again, whole), or if the batch is now split into
-    another number of micro-batches.
-    """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    now = trainer.accumulate_grad_batches
-    # Saved in on_train_batch_end: the batch is processed but not yet counted as completed.
-    open_batch = progress.current.processed == progress.current.completed + 1
-    done = progress.current.processed if open_batch else progress.current.completed
-    if now == accumulate_before and done % accumulate_before == 0:
-        return
-    whole = done % accumulate_before == 0
-    for counter in (progress.current, progress.total):
-        reached = counter.processed if open_batch else counter.completed
-        reached = reached // accumulate_before * now
-        counter.ready = counter.started = counter.processed = reached
-        counter.completed = reached - 1 if open_batch and whole else reached

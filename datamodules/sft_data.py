@@ -12,8 +12,15 @@ from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict
 from torch.utils.data import Dataset
 
-from datamodules.corpus_data import _align_batch_progress
-from datamodules.text.loader import HeldOutLoader, StreamPosition, TrainLoader, micro_batch_size
+from datamodules.text.loader import (
+    HeldOutLoader,
+    StreamPosition,
+    TrainLoader,
+    align_batch_progress,
+    check_epoch_length,
+    micro_batch_size,
+    training_steps,
+)
 from datamodules.text.sft import SFTRows, SFTSource, prepare_sft, sft_folder
 from datamodules.text.specs import as_spec
 from datamodules.text.tokenizer import TextTokenizer
@@ -22,18 +29,20 @@ _COMPARED = ("seed", "seq_len", "packing", "overlong", "holdout_fraction", "toke
 
 
 class _SFTBatches(Dataset):
-    """(unused source [m], item [m]) -> TensorDict batch."""
+    """(unused source [m], item [m], items of the whole optimiser step) -> TensorDict batch."""
 
     def __init__(self, rows: SFTRows, document_ids: bool) -> None:
         self.rows, self.document_ids = rows, document_ids
 
-    def __getitem__(self, index: tuple[np.ndarray, np.ndarray]) -> TensorDict:
+    def __getitem__(self, index: tuple[np.ndarray, np.ndarray, np.ndarray]) -> TensorDict:
         rows = self.rows.rows_of(index[1])
+        step_targets = int(self.rows.row_targets[self.rows.rows_of(index[2])].sum())
         inputs, labels, ids = self.rows.fetch(rows, self.document_ids)
         batch = {
             "input_ids": torch.from_numpy(inputs),
             "labels": torch.from_numpy(labels),
             "source_id": torch.from_numpy(self.rows.row_source[rows].astype(np.int64)),
+            "step_targets": torch.full((rows.size,), step_targets, dtype=torch.int64),
         }
         if ids is not None:
             batch["document_ids"] = torch.from_numpy(ids)
@@ -47,13 +56,18 @@ class SFTLoader(TrainLoader):
         super().__init__([], position, document_ids=document_ids, **options)
         self._windows = _SFTBatches(rows, document_ids)
 
+    def _select(self, source: np.ndarray, item: np.ndarray, chosen: slice) -> tuple[np.ndarray, ...]:
+        return source[chosen], item[chosen], item
+
 
 class SFTDataModule(LightningDataModule):
     """Prompt and response pairs for finetuning a causal language model (Azerbayev et al. 2024, section 5).
 
     Batches are TensorDicts of batch size [B] as in continued pretraining: ``input_ids`` int64 [B, T], ``labels`` int64
     [B, T] (``labels[t]`` is the token after ``input_ids[t]``; -100 on prompt and filler), ``source_id`` int64 [B], and
-    with ``document_mask`` ``document_ids`` int32 [B, T]. The loss is to be averaged over the labels that are not -100.
+    with ``document_mask`` ``document_ids`` int32 [B, T]. Training batches also hold ``step_targets`` int64 [B], the
+    number of labels that are not -100 in the whole optimiser step over all ranks and micro-batches: the loss is to be
+    averaged over those, or the weight of a token would depend on the micro-batch it fell into.
 
     Which rows step s trains on is a pure function of s: the same for every number of ranks and of accumulated
     micro-batches, and after every resume.
@@ -211,7 +225,8 @@ class SFTDataModule(LightningDataModule):
         if self.trainer is not None:
             rows = str(micro_batch_size(self.batch_size, self.trainer.world_size, self.trainer.accumulate_grad_batches))
         shape = f"[{rows}, {self.seq_len}]"
-        keys = {"input_ids": f"int64 {shape}", "labels": f"int64 {shape}", "source_id": f"int64 [{rows}]"}
+        row = f"int64 [{rows}]"
+        keys = {"input_ids": f"int64 {shape}", "labels": f"int64 {shape}", "source_id": row, "step_targets": row}
         return {**keys, "document_ids": f"int32 {shape}"} if self.document_mask else keys
 
     def digest(self) -> dict[str, str]:
@@ -222,17 +237,13 @@ class SFTDataModule(LightningDataModule):
 
     def train_dataloader(self) -> SFTLoader:
         """This rank's batches from the trainer's current optimiser step to ``max_steps``."""
-        rows, trainer = self._need_setup(), self.trainer
-        if trainer is None or trainer.max_steps < 1:
-            found = "no trainer" if trainer is None else f"max_steps={trainer.max_steps}"
-            raise ValueError(
-                f"SFTDataModule: training length must be given as trainer.max_steps >= 1, got {found}; "
-                f"one epoch is {self.steps_per_epoch} steps"
-            )
+        rows = self._need_setup()
+        trainer: Any = self.trainer
+        steps = training_steps(trainer, f"SFTDataModule ({self.steps_per_epoch} steps are one epoch)")
         loader = SFTLoader(
             rows,
             self._position,
-            max_steps=trainer.max_steps,
+            max_steps=steps,
             world_size=trainer.world_size,
             rank=trainer.global_rank,
             accumulate=trainer.accumulate_grad_batches,
@@ -240,15 +251,9 @@ class SFTDataModule(LightningDataModule):
             document_ids=self.document_mask,
             num_workers=self.num_workers,
         )
-        limit = trainer.limit_train_batches
-        batches = min(len(loader), limit if isinstance(limit, int) else int(len(loader) * limit))
-        if batches % trainer.accumulate_grad_batches:
-            raise ValueError(
-                f"SFTDataModule: limit_train_batches gives epochs of {batches} batches, not a multiple of "
-                f"accumulate_grad_batches {trainer.accumulate_grad_batches}; the last step of each would be cut short"
-            )
+        check_epoch_length(len(loader), trainer, "SFTDataModule")
         if self._accumulated is not None:
-            _align_batch_progress(trainer, self._accumulated)
+            align_batch_progress(trainer, self._accumulated)
         return loader
 
     def val_dataloader(self) -> list[HeldOutLoader]:

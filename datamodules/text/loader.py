@@ -170,7 +170,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[TensorDict]:
         return _load(self._windows, self._indices(), self._num_workers)
 
-    def _indices(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _indices(self) -> Iterator[tuple[np.ndarray, ...]]:
         step = self._steps_done()
         blend = self._position.at(step)
         offsets = np.array(self._position.offsets, dtype=np.int64)
@@ -182,7 +182,11 @@ class TrainLoader:
             for micro in range(self._accumulate):
                 first = (micro * self._world_size + self._rank) * self.micro_batch
                 chosen = slice(first, first + self.micro_batch)
-                yield source[chosen], item[chosen]
+                yield self._select(source, item, chosen)
+
+    def _select(self, source: np.ndarray, item: np.ndarray, chosen: slice) -> tuple[np.ndarray, ...]:
+        """What the dataset is asked for: this micro-batch's part of the step's samples."""
+        return source[chosen], item[chosen]
 
     # Having these two tells Lightning that a mid-epoch resume is safe; the position itself lives in the DataModule.
     def state_dict(self) -> dict[str, int]:
@@ -225,3 +229,52 @@ class HeldOutLoader:
         for batch in range(len(self)):
             # A number past the end reads as an empty window.
             yield np.where(local < self._batch_size, batch * self._batch_size + local, count)
+
+
+def training_steps(trainer: Any, owner: str) -> int:
+    """``trainer.max_steps``, which is the length of a run of ``owner``.
+
+    Raises:
+        ValueError: no trainer, or no ``max_steps``.
+    """
+    if trainer is None or trainer.max_steps < 1:
+        found = "no trainer" if trainer is None else f"max_steps={trainer.max_steps}"
+        raise ValueError(f"{owner}: training length must be given as trainer.max_steps >= 1, got {found}")
+    return trainer.max_steps
+
+
+def check_epoch_length(batches: int, trainer: Any, owner: str) -> None:
+    """Refuse a ``limit_train_batches`` that would cut an optimiser step short.
+
+    Raises:
+        ValueError: the limited epoch is no multiple of ``accumulate_grad_batches``.
+    """
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit if isinstance(limit, int) else int(batches * limit))
+    if batches % trainer.accumulate_grad_batches:
+        raise ValueError(
+            f"{owner}: limit_train_batches gives epochs of {batches} batches, not a multiple of "
+            f"accumulate_grad_batches {trainer.accumulate_grad_batches}; the last step of each would be cut short"
+        )
+
+
+def align_batch_progress(trainer: Any, accumulate_before: int) -> None:
+    """Put Lightning's micro-batch counters on the optimiser step the data goes on from.
+
+    Lightning counts micro-batches. Its counters point elsewhere if the checkpoint was written between two micro-batches
+    of one step (whose partial gradient is lost: the step is done again, whole), or if the batch is now split into
+    another number of micro-batches.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    now = trainer.accumulate_grad_batches
+    # Saved in on_train_batch_end: the batch is processed but not yet counted as completed.
+    open_batch = progress.current.processed == progress.current.completed + 1
+    done = progress.current.processed if open_batch else progress.current.completed
+    if now == accumulate_before and done % accumulate_before == 0:
+        return
+    whole = done % accumulate_before == 0
+    for counter in (progress.current, progress.total):
+        reached = counter.processed if open_batch else counter.completed
+        reached = reached // accumulate_before * now
+        counter.ready = counter.started = counter.processed = reached
+        counter.completed = reached - 1 if open_batch and whole else reached

@@ -166,6 +166,7 @@ class SFTRows:
 
     Attributes:
         row_source: int64 [rows], source number of every row.
+        row_targets: int64 [rows], labels of every row that are not -100.
         dropped: examples left out as overlong.
 
     Raises:
@@ -220,6 +221,10 @@ class SFTRows:
         self._order = np.concatenate(rows) if rows else kept
         self._starts = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
         self.row_source = table[self._order[self._starts[:-1]], _SOURCE]
+        # a target counts if it lies in the response: places prompt - 1 to length - 1 of an example
+        counted = self._length[self._order] - np.clip(self._prompt[self._order] - 1, 0, None)
+        totals = np.concatenate(([0], np.cumsum(np.clip(counted, 0, None))))
+        self.row_targets = totals[self._starts[1:]] - totals[self._starts[:-1]]
         self._epochs: dict[int, Permutation] = {}
 
     def __len__(self) -> int:

@@ -240,6 +240,26 @@ def test_a_batch_is_what_describe_says(make: Any, tmp_path: Path) -> None:
     assert data.steps_per_epoch == -(-len(data._need_setup()) // 4)
 
 
+def test_step_targets_count_the_whole_step_on_every_rank(make: Any) -> None:
+    data = ready(make())
+
+    def batches(rank: int, world_size: int, accumulate: int) -> list[Any]:
+        class FakeTrainer:
+            max_steps, global_step, limit_train_batches = 1, 0, 1.0
+
+        FakeTrainer.world_size, FakeTrainer.global_rank = world_size, rank  # type: ignore[attr-defined]
+        FakeTrainer.accumulate_grad_batches = accumulate  # type: ignore[attr-defined]
+        data.trainer = FakeTrainer()  # type: ignore[assignment]
+        return list(data.train_dataloader())
+
+    whole = batches(0, 1, 1)
+    parts = [*batches(0, 2, 2), *batches(1, 2, 2)]
+    total = int((whole[0]["labels"] != -100).sum())
+    assert total > 0
+    assert sum(int((part["labels"] != -100).sum()) for part in parts) == total
+    assert {int(count) for part in [*whole, *parts] for count in part["step_targets"]} == {total}
+
+
 def test_two_ranks_share_a_step(make: Any) -> None:
     data = ready(make())
 
@@ -353,7 +373,7 @@ def test_use_before_preparation_says_so(make: Any) -> None:
         data.setup("fit")
     with pytest.raises(RuntimeError, match="call prepare_data"):
         data.train_dataloader()
-    with pytest.raises(ValueError, match=r"trainer.max_steps >= 1, got no trainer; one epoch is 6 steps"):
+    with pytest.raises(ValueError, match=r"6 steps are one epoch.*trainer.max_steps >= 1, got no trainer"):
         ready(data).train_dataloader()
 
 
