@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -141,6 +144,10 @@ def _build_cli() -> type:
                 auto_configure_optimizers=False,
             )
 
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            with _merged_vars(sys.argv[1:]) as arguments:
+                self.config = parser.parse_args(arguments)
+
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             return {**LightningCLI.subcommands(), "prepare": {"model", "datamodule"}}
@@ -262,6 +269,36 @@ def _config_files(argv: list[str]) -> list[Path]:
     found = [token.partition("=")[2] for token in argv if re.match(r"(-c|--config)=", token)]
     found += [argv[i + 1] for i, token in enumerate(argv[:-1]) if token in ("-c", "--config")]
     return [Path(name) for name in found]
+
+
+@contextlib.contextmanager
+def _merged_vars(argv: list[str]) -> Iterator[list[str]]:
+    """Arguments with one more ``-c`` file behind the last, holding the ``vars`` of all layers merged.
+
+    The parser merges what it knows the keys of; of a free dictionary the last layer would be all that is left.
+    """
+    import yaml
+
+    merged: dict[str, Any] = {}
+    layers = 0
+    for path in _config_files(argv):
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue  # the parser names what is wrong with the file
+        if isinstance(content, dict) and isinstance(content.get("vars"), dict):
+            merged.update(content["vars"])
+            layers += 1
+    if layers < 2:
+        yield argv
+        return
+    last = max(
+        i + (token in ("-c", "--config")) for i, token in enumerate(argv) if re.match(r"(-c|--config)(=|$)", token)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vars.yaml"
+        path.write_text(yaml.safe_dump({"vars": merged}), encoding="utf-8")
+        yield [*argv[: last + 1], "-c", str(path), *argv[last + 1 :]]
 
 
 def _experiment_name(subcommand: str) -> str:
@@ -414,7 +451,7 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else EXIT_ERROR
     except Exception as error:  # the boundary: everything else keeps its traceback
-        if type(error).__module__.startswith("omegaconf"):
+        if type(error).__module__.startswith("omegaconf") or type(error).__name__ == "MisconfigurationException":
             return _fail(" ".join(str(error).split())[:400], EXIT_CONFIG)
         refusal = _constructor_refusal(str(error))
         if refusal is not None:

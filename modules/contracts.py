@@ -63,7 +63,7 @@ class Exports(Protocol):
     """A module that can be written in its ecosystem's own format (for language models: a Hugging Face directory)."""
 
     def export_pretrained(self, folder: str | Path) -> None:
-        """Write ``folder`` as a whole; an existing one is replaced atomically."""
+        """Write ``folder`` as a whole, replacing an older one atomically; called on all ranks, rank 0 writes."""
         ...
 
 

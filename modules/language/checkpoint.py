@@ -98,9 +98,8 @@ def _weight_files(path: Path) -> list[Path]:
     pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
     if pickled:
         raise ValueError(
-            f"checkpoint: {path} holds pickled weights only ({pickled[0]}), and loading a pickle can run code; convert "
-            "it once where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes
-            safetensors"
+            f"checkpoint: {path} holds pickled weights only ({pickled[0]}), and loading a pickle can run code; where "
+            "you trust it, convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
         )
     raise FileNotFoundError(f"checkpoint: {path} has neither {_SINGLE} nor {_INDEX}")
 

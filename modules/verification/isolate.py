@@ -72,10 +72,12 @@ _ALWAYS = {
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
     "open_by_handle_at": (304, 265), "acct": (163, 89), "swapon": (167, 224), "reboot": (169, 142),
 }  # fmt: skip
-# A single-process program needs none of these either: no child, no other program, no socket, no signal to others, and
-# no memory that RLIMIT_AS does not count.
+# No child and no thread.
+_FORKLESS = {"clone": (56, 220), "fork": (57, None), "vfork": (58, None)}
+# A single-process program needs none of these either: no other program, no socket, no signal to others, and no memory
+# that RLIMIT_AS does not count.
 _SINGLE_PROCESS = {
-    "clone": (56, 220), "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281),
+    **_FORKLESS, "execve": (59, 221), "execveat": (322, 281),
     "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "kill": (62, 129), "tkill": (200, 130),
     "tgkill": (234, 131), "pidfd_send_signal": (424, 424), "shmget": (29, 194), "msgget": (68, 186),
     "semget": (64, 190), "mq_open": (240, 180), "memfd_create": (319, 279),
@@ -85,7 +87,7 @@ _CLONE3 = 435
 
 
 def seccomp_filter(mode: str) -> bytes | None:
-    """BPF program refusing the calls of ``mode`` ("command" or "program"); None on an unknown architecture."""
+    """BPF program refusing the calls of ``mode`` (command, forkless or program); None on an unknown architecture."""
     if platform.machine() not in _ARCHITECTURES or struct.calcsize("P") != 8:
         return None
     column, audit_arch, clone = _ARCHITECTURES[platform.machine()]
@@ -96,7 +98,7 @@ def seccomp_filter(mode: str) -> bytes | None:
         code += [(jump_ge, 0, 1, 0x40000000), (ret, 0, 0, refuse)]
     # The flags of clone3 lie behind a pointer: "absent" makes libc fall back to clone, whose flags can be seen.
     code += [(jump_eq, 0, 1, _CLONE3), (ret, 0, 0, absent)]
-    refused = dict(_ALWAYS) if mode == "command" else {**_ALWAYS, **_SINGLE_PROCESS}
+    refused = {**_ALWAYS, **{"command": {}, "forkless": _FORKLESS, "program": _SINGLE_PROCESS}[mode]}
     for numbers in refused.values():
         if numbers[column] is not None:
             code += [(jump_eq, 0, 1, numbers[column]), (ret, 0, 0, refuse)]
@@ -242,8 +244,8 @@ def execute(spec: dict[str, Any], argv: list[str]) -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.chdir(spec["cwd"])
     set_limits(spec["limits"])
-    if spec["seccomp"]:
-        install_seccomp(spec["seccomp"])
+    if spec["seccomp"] and not install_seccomp(spec["seccomp"]) and spec["seccomp"] == "forkless":
+        raise OSError(errno.ENOSYS, "the number of processes cannot be limited: no seccomp, and root is not counted")
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # CPython ignores these; programs expect the default
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

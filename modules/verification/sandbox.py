@@ -49,7 +49,8 @@ class Limits:
         memory_bytes: address space of one process (RLIMIT_AS).
         file_size_bytes: size of any file written; 0 forbids writing to files.
         open_files: open file descriptors.
-        processes: processes and threads of the sandbox's user.
+        processes: processes and threads of the sandbox's user. Where the kernel does not count them (root's, or all
+            of a user's outside a sandbox), a program may then start none at all; None leaves them free.
         output_bytes: bytes of output kept by ``run_command``; more ends the program.
     """
 
@@ -186,6 +187,10 @@ def _build(
     binds, links = _mount_plan(wanted)
     # A uid that nothing else uses, per command: processes are then counted, and shielded, per sandbox.
     uid = 0x70000000 + (os.getpid() * 64 + next(_uid_counter) % 64) % 0x01000000
+    # RLIMIT_NPROC does not bind root, in whatever user namespace: one that keeps root's uid must not fork at all.
+    uncounted = backend.name == "none" or (os.geteuid() == 0 and not backend.drop_uid)
+    if uncounted and limits.processes is not None and seccomp != "program":
+        seccomp = "forkless"
     environment = {**DEFAULT_ENVIRONMENT, **(env or {})}
     spec = {
         "stage": "supervise",

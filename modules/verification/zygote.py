@@ -99,12 +99,16 @@ class Forker:
         return isolate.install_seccomp("program")
 
     def can_confine(self) -> bool:
-        """Whether a child is kept from the server and its siblings: by a namespace or by the filter."""
-        if self.own_pidfd is not None:
-            return True
-        pid = os.fork()
+        """Try it: whether a child can start no other, and is kept from its siblings by a namespace or the filter."""
+        pid = self.fork()
         if pid == 0:
-            os._exit(0 if isolate.install_seccomp("program") else 1)
+            filtered = self.confine({"processes": 0})
+            try:
+                if os.fork() == 0:
+                    os._exit(0)
+            except OSError:
+                os._exit(0 if filtered or self.own_pidfd is not None else 1)
+            os._exit(1)
         return os.waitpid(pid, 0)[1] == 0
 
 

@@ -48,3 +48,39 @@ def test_kill_and_resume_of_two_ranks_is_bitwise(cli_process, support_configs, t
         for entry in whole["plumbline"]["rank_files"]
     ]
     assert not torch.equal(states[0]["rng"]["torch"], states[1]["rng"]["torch"]), "ranks share one random stream"
+
+
+def test_llemma_two_ranks_equal_one(cli, cli_process, support_configs, tmp_path):
+    """(2 ranks, A=2) = (1 rank, A=4) on the same samples, losses to 1e-5; and a kill of both ranks resumes bitwise."""
+    config = support_configs / "llemma_tiny.yaml"
+    every = "--trainer.val_check_interval"
+    assert cli("fit", "-c", config, "--experiment", "one", "--trainer.accumulate_grad_batches=4", f"{every}=16") == 0
+    two = [*TWO_RANKS, "--trainer.accumulate_grad_batches=2", f"{every}=8"]
+    _check(cli_process("fit", "-c", config, "--experiment", "two", *two))
+    folders = {name: tmp_path / "runs" / name / "run-001" for name in ("one", "two", "cut")}
+    for key, tolerance in (("train/loss", 1e-5), ("val/loss", 1e-5), ("tokens_seen", 0.0)):
+        one, both = _losses(folders["one"], key), _losses(folders["two"], key)
+        assert one.keys() == both.keys()
+        assert len(one) >= 3
+        assert all(abs(one[step] - both[step]) <= tolerance for step in one), key
+    first, second = _final(folders["one"])["state_dict"], _final(folders["two"])["state_dict"]
+    assert max(float((first[name] - second[name]).abs().max()) for name in first) < 1e-4
+    # SIGKILL of the whole group in step 8, then resume
+    killer = tmp_path / "sitecustomize.py"
+    killer.write_text(
+        "import os, signal, lightning.pytorch.loops.training_epoch_loop as loop\n"
+        "real, left = loop._TrainingEpochLoop.advance, [16]\n"
+        "def advance(self, *a):\n"
+        "    left[0] -= 1\n"
+        "    if left[0] == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(self, *a)\n"
+        "loop._TrainingEpochLoop.advance = advance\n"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = cli_process("fit", "-c", config, "--experiment", "cut", *two, PYTHONPATH=f"{tmp_path}:{root}")
+    assert done.returncode != 0
+    killer.unlink()
+    _check(cli_process("fit", "-c", config, "--experiment", "cut", *two, "--ckpt_path", "last"))
+    third = _final(folders["cut"])["state_dict"]
+    assert all(torch.equal(second[name], third[name]) for name in second)
+    assert _losses(folders["two"]) == _losses(folders["cut"])

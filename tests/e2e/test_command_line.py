@@ -33,6 +33,10 @@ def test_layers_interpolation_and_flags(cli, capsys, support_configs, tmp_path):
     """A later file overrides single keys; `${vars.x}` follows the file's, the layer's and the flag's value."""
     config = support_configs / "tiny.yaml"
     layer = tmp_path / "layer.yaml"
+    layer.write_text("vars: {other: 1}\nmodel: {init_args: {lr: 0.01}}\n")
+    kept = _printed(cli, capsys, "fit", "-c", config, "-c", layer)  # vars of all layers are merged
+    assert kept["vars"] == {"width": 4, "other": 1}
+    assert kept["model"]["init_args"]["width"] == 4
     layer.write_text("vars: {width: 6}\nmodel: {init_args: {lr: 0.01}}\n")
     base = _printed(cli, capsys, "fit", "-c", config)
     assert (base["model"]["init_args"]["lr"], base["data"]["init_args"]["width"]) == (0.05, 4)

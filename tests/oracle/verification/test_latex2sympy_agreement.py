@@ -22,7 +22,7 @@ OTHER_READING = re.compile(r"\d[eE]-?\d|[A-Za-z]\(|\\gamma|\\delta|\\Delta|\\mbo
 def compare(data_dir: Path, step: int) -> tuple[int, list[tuple[str, complex, complex]]]:
     import sympy
 
-    compared, wrong = 0, []
+    compared, refused, wrong = 0, 0, []
     for name in ("math_test", "ocw_test"):
         lines = (data_dir / "math" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         for line in lines[::step]:
@@ -32,7 +32,10 @@ def compare(data_dir: Path, step: int) -> tuple[int, list[tuple[str, complex, co
                 continue
             try:
                 theirs = latex2sympy2.latex2sympy(clean(text).rstrip("% ").replace("\u221e", r"\infty"))
-            except Exception:  # noqa: BLE001, S112 - the peer's parser raises its own classes; \frac12 is one it refuses
+            except (
+                Exception
+            ):  # the peer raises bare Exception; spellings such as \frac12 are refused without its own cleaning
+                refused += 1
                 continue
             generator = random.Random(0)
             point = {
@@ -44,11 +47,15 @@ def compare(data_dir: Path, step: int) -> tuple[int, list[tuple[str, complex, co
             if len(folded) < len(point):
                 continue
             values = {s: folded.get(re.sub(r"[\\{}]", "", str(s)).lower(), 1j) for s in theirs.free_symbols}
-            a = complex(evaluate_numeric(ours.tree, point, FloatOps()))
+            try:
+                a = complex(evaluate_numeric(ours.tree, point, FloatOps()))
+            except OverflowError:  # 2004!, 2^{2005}: beyond double precision
+                continue
             b = complex(sympy.N(theirs.subs(values)))
             compared += 1
             if not abs(a - b) <= 1e-9 * max(1.0, abs(a)):
                 wrong.append((text, a, b))
+    assert refused <= 0.2 * compared
     return compared, wrong
 
 

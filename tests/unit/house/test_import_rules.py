@@ -60,7 +60,9 @@ def violations(path: Path, names: set[str]) -> list[str]:
             if method_to_method or shared_to_method or plain_to_more:
                 wrong.append(name)
     if package == "modules" and path.parts[1] in ("networks", "objectives", "optional.py", "files.py"):
-        foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - PLAIN - {"modules", "__future__"}
+        foreign = (
+            {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - PLAIN - {"modules", "__future__"}
+        )
         wrong += sorted(foreign)
     return wrong
 
@@ -94,6 +96,10 @@ def test_no_file_is_longer_than_500_lines():
 
 def test_importing_the_packages_is_light():
     """`import modules, datamodules, callbacks` must not load torch or transformers: `--help` would pay for them."""
-    code = "import sys, modules, datamodules, callbacks; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    code = (
+        "import sys, modules, datamodules, callbacks; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "[]"

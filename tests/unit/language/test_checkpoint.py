@@ -120,7 +120,7 @@ def test_failed_export_leaves_the_old_directory(folder: Path, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_write_weights", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="(?i)no space left|disk full"):
         export_hf(Llama(CONFIG), None, folder)
     assert (folder / "model.safetensors").read_bytes() == before
     assert [file.name for file in folder.parent.iterdir() if file.name.startswith(".")] == []

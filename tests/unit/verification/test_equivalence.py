@@ -81,12 +81,10 @@ def test_worker_is_asked_only_for_irrational_agreement(checker: SymbolicEquivale
 
 
 def test_worker_time_limit_is_a_verdict() -> None:
-    tower = "9^{9^{9^9}}"
-    with SymbolicEquivalence(wall_seconds=0.3) as short:
-        verdict = short.compare(tower + "+x", tower + "+2x")
+    with SymbolicEquivalence(wall_seconds=0.001) as short:
+        verdict = short.compare(r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}")  # takes tens of milliseconds
         assert not verdict.ok
         assert verdict.reason == "timeout"
-        assert short.compare(r"\sqrt{8}", "2\\sqrt{2}").reason in ("symbolic", "timeout")  # the worker is back
 
 
 def test_relative_tolerance_is_for_numbers_only() -> None:

@@ -70,7 +70,7 @@ def test_cpu_limit_is_a_timeout_too(box: PythonSandbox) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "import os\nwhile True: os.fork()",
+        "import os; os.fork()",
         "import subprocess; subprocess.run(['/usr/bin/id'])",
         "import multiprocessing; p = multiprocessing.Process(target=print); p.start()",
         "import os; os.execv('/usr/bin/id', ['id'])",
@@ -267,6 +267,26 @@ def test_broken_server_names_its_reason() -> None:
         pytest.raises(SandboxUnavailableError, match="No module named 'no_such_module_here'"),
     ):
         sandbox.run("print(1)")
+
+
+def test_trusted_handler_is_limited_and_replaced(tmp_path: Path) -> None:
+    handler = tmp_path / "handler.py"
+    handler.write_text(
+        "import os, time\n"
+        "def handle(text):\n"
+        "    if text == 'loop': \n        while True: pass\n"
+        "    if text == 'memory': return str(len([0] * 10**10))\n"
+        "    if text == 'die': os._exit(1)\n"
+        "    if text == 'deep': return handle(text)\n"
+        "    return text.upper() + str(os.getpid())\n"
+    )
+    with ForkServerPool(handler=handler) as pool:
+        replies = pool.call(["a", "loop", "b", "memory", "c", "die", "d", "deep", "e"], limits=SHORT)
+        assert [reply.get("value", reply.get("error")) for reply in replies] == [
+            "A1", "timeout", "B1", "memory", "C1", "crashed", "D1", "recursion", "E1",
+        ]  # fmt: skip
+        assert all(reply["seconds"] < 10 for reply in replies)
+        assert pool.restarts == 0
 
 
 @pytest.mark.parametrize(

@@ -151,20 +151,36 @@ def test_file_size_limit_is_zero_by_default(backend: Backend) -> None:
 def test_wall_limit_kills_everything(backend: Backend) -> None:
     started = time.monotonic()
     done = python(
-        "import os, time\nif os.fork() == 0: os.setsid()\ntime.sleep(60)", backend, limits=Limits(wall_seconds=0.5)
+        "import os, time\ntry:\n  if os.fork() == 0: os.setsid()\nexcept OSError: pass\ntime.sleep(60)",
+        backend,
+        limits=Limits(wall_seconds=0.5),
     )
     assert done.timed_out
     assert done.returncode == 124
     assert time.monotonic() - started < 10
 
 
-def test_fork_bomb_is_contained(every_backend: Backend) -> None:
+# Bounded on purpose: should containment ever fail, 60 sleepers are no harm. An open-ended bomb is never a test.
+FORKS = """
+import os, time
+made = 0
+try:
+    for made in range(60):
+        if os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+except OSError:
+    print(made)
+else:
+    print("not contained")
+"""
+
+
+def test_processes_are_bounded(every_backend: Backend) -> None:
+    done = python(FORKS, every_backend, limits=Limits(processes=16, wall_seconds=15.0))
+    assert int(done.stdout) < 16
     if every_backend.drop_uid or os.geteuid() != 0:
-        code = "import os\nn = 0\ntry:\n  while True:\n    if os.fork() == 0: os.pause() if hasattr(os, 'pause') else __import__('time').sleep(60)\n    n += 1\nexcept OSError: print(n)"  # noqa: E501
-        done = python(code, every_backend, limits=Limits(processes=16, wall_seconds=20.0))
-        assert 0 < int(done.stdout) < 16
-    done = python("import os\nwhile True: os.fork()", every_backend, limits=Limits(processes=16, wall_seconds=1.0))
-    assert done.returncode != 0
+        assert int(done.stdout) > 0  # counted; where the kernel does not count root's processes, none may be made
 
 
 def test_memory_limit(backend: Backend) -> None:
@@ -268,12 +284,13 @@ def test_unsafe_backend_still_limits() -> None:
     with pytest.raises(SandboxUnavailableError, match="'none' isolates nothing"):
         choose_backend("none")
     done = python(
-        "import os\nif os.fork() == 0: os.setsid()\nwhile True: pass",
+        "import os\ntry: os.fork()\nexcept OSError: print('refused', flush=True)\nwhile True: pass",
         "none",
         allow_unsafe_exec=True,
-        limits=Limits(wall_seconds=0.5),
+        limits=Limits(wall_seconds=2.0),
     )
     assert done.timed_out
+    assert done.stdout == "refused\n"  # nothing would count its processes
 
 
 @pytest.mark.parametrize(
