@@ -55,10 +55,14 @@ def test_rotary_gradients() -> None:
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("documents", [False, True])
-def test_causal_attention_equals_sdpa(kv_heads: int, documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_causal_attention_equals_sdpa(
+    kv_heads: int, documents: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fused, "QUERY_BLOCK", 8)  # several blocks, the last one short
-    query, key, value = _rand(2, 4, 21, 6), _rand(2, kv_heads, 21, 6), _rand(2, kv_heads, 21, 6)
-    ids = torch.tensor([[0] * 5 + [4] * 11 + [1] * 5, [7] * 20 + [2]]) if documents else None
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # sequences handled together
+    query, key, value = _rand(3, 4, 21, 6), _rand(3, kv_heads, 21, 6), _rand(3, kv_heads, 21, 6)
+    ids = torch.tensor([[0] * 5 + [4] * 11 + [1] * 5, [7] * 20 + [2], [3] * 21]) if documents else None
     mask = torch.ones(21, 21, dtype=torch.bool).tril()
     if ids is not None:
         mask = mask & (ids[:, None, :, None] == ids[:, None, None, :])
