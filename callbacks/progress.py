@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 
 
 class StepProgressBar(TQDMProgressBar):
-    """Lightning's bar, without the epoch count that means nothing for runs of ``max_steps``, and with the speed logged."""
+    """Lightning's bar without the epoch count, which means nothing for runs of ``max_steps``, and with the speed."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         items = super().get_metrics(trainer, pl_module)

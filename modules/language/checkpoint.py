@@ -99,7 +99,7 @@ def _weight_files(path: Path) -> list[Path]:
     if pickled:
         raise ValueError(
             f"checkpoint: {path} holds pickled weights only ({pickled[0]}), and loading a pickle can run code; where "
-            "you trust it, convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
+            "you trust it, convert: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
         )
     raise FileNotFoundError(f"checkpoint: {path} has neither {_SINGLE} nor {_INDEX}")
 

@@ -1,4 +1,4 @@
-"""Llemma's evaluation: generate, extract, normalise, then compare, execute or prove (Azerbayev et al. 2024, section 3)."""
+"""Llemma's evaluation: generate, extract, normalise; compare, execute or prove (Azerbayev et al. 2024, section 3)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class TaskTally:
         return cls(**dict(zip(cls.FIELDS, counts.tolist(), strict=True)), samples=samples)
 
     def metrics(self) -> dict[str, float]:
-        """``maj<k>`` with its 95% Wilson interval, ``pass_rate`` over all samples, ``solved`` (any sample), ``answered``."""
+        """``maj<k>`` with its 95% Wilson interval, ``pass_rate`` over all, ``solved`` (any sample), ``answered``."""
         k = max(1, round(self.total / self.items))
         rate = self.majority / self.items
         low, high = _wilson(self.majority, self.items)

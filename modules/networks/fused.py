@@ -12,6 +12,8 @@ the callers use the plain forms (`modules.networks.llama`), which the compiler f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -182,50 +184,55 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotary.apply(x, cos, sin)
 
 
-def _blocks(length: int, documents: Tensor | None):
-    """(start, stop, first key) of each block of query rows of one sequence; documents [T]."""
+def _blocks(length: int, documents: Tensor | None) -> Iterator[tuple[int, int, int]]:
+    """(start, stop, first key) of each block of query rows; documents [sequences, T]."""
     for start in range(0, length, QUERY_BLOCK):
         first_key = 0
-        if (
-            documents is not None
-        ):  # documents are contiguous runs: keys before the run of the first query are all masked
-            first_key = int((documents[:start] != documents[start]).sum())
+        if documents is not None:
+            # A document is one run, so keys before the run of a block's first query are masked for the whole block.
+            first_key = int((documents[:, :start] != documents[:, start : start + 1]).sum(1).min())
         yield start, min(start + QUERY_BLOCK, length), first_key
 
 
 def _weights(query: Tensor, key: Tensor, rows: int, first_key: int, future: Tensor, documents: Tensor | None) -> Tensor:
-    """Attention weights [KV, group*rows, keys] of one query block; query [KV, group*rows, D], key [KV, keys, D]."""
+    """Attention weights [sequences*KV, group*rows, keys] of one query block.
+
+    query [sequences*KV, group*rows, D], key [sequences*KV, keys, D], documents [sequences, T].
+    """
     scores = torch.bmm(query, key.transpose(1, 2))
-    kv_heads, _, keys = scores.shape
-    view = scores.view(kv_heads, -1, rows, keys)
+    batch, _, keys = scores.shape
     # Only the last `rows` keys can lie in a query's future.
-    view[..., keys - rows :].add_(future[:rows, :rows])
+    scores.view(batch, -1, rows, keys)[..., keys - rows :].add_(future[:rows, :rows])
     if documents is not None:
-        window = documents[first_key : first_key + keys]
-        view.masked_fill_(window[keys - rows :, None] != window, float("-inf"))
+        window = documents[:, None, first_key : first_key + keys]
+        other = window[:, :, keys - rows :].transpose(1, 2) != window
+        scores.view(len(documents), -1, rows, keys).masked_fill_(other[:, None], float("-inf"))
     return torch.softmax(scores, dim=-1)
 
 
 class _CausalAttention(torch.autograd.Function):
-    """Softmax attention by blocks of query rows; the backward pass recomputes each block, so memory is linear in T."""
+    """Softmax attention by blocks of query rows; the backward pass recomputes each block, so memory is linear in T.
+
+    As many sequences as there are threads are handled together: one keeps a thread's cache, more would leave it.
+    """
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, scale: float, documents: Tensor | None) -> Tensor:
         batch, heads, length, width = query.shape
-        kv_heads = key.shape[1]
         dtype = _statistics_dtype(query.dtype)
         ctx.save_for_backward(query, key, value, documents)
         ctx.scale = scale
         future = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf"), dtype=dtype, device=query.device).triu_(1)
         out = torch.empty(batch, length, heads, width, dtype=value.dtype, device=query.device)
-        for b in range(batch):
-            q, k, v = query[b].to(dtype) * scale, key[b].to(dtype), value[b].to(dtype)
-            runs = None if documents is None else documents[b]
+        for part in _parts(batch):
+            q, k, v = (states[part].to(dtype).flatten(0, 1) for states in (query, key, value))
+            q = q * scale
+            runs = None if documents is None else documents[part]
             for start, stop, first in _blocks(length, runs):
-                rows = q[:, start:stop].reshape(kv_heads, -1, width)
+                rows = q[:, start:stop].reshape(len(k), -1, width)
                 weights = _weights(rows, k[:, first:stop], stop - start, first, future, runs)
                 block = torch.bmm(weights, v[:, first:stop])
-                out[b, start:stop].copy_(block.view(heads, stop - start, width).transpose(0, 1))
+                out[part, start:stop].copy_(block.view(-1, heads, stop - start, width).transpose(1, 2))
         return out
 
     @staticmethod
@@ -233,31 +240,33 @@ class _CausalAttention(torch.autograd.Function):
     def backward(ctx, grad_out: Tensor):
         query, key, value, documents = ctx.saved_tensors
         batch, heads, length, width = query.shape
-        kv_heads = key.shape[1]
         dtype = _statistics_dtype(query.dtype)
         future = torch.full((QUERY_BLOCK, QUERY_BLOCK), float("-inf"), dtype=dtype, device=query.device).triu_(1)
-        grad_query, grad_key, grad_value = (
-            torch.empty(states.shape, dtype=states.dtype, device=states.device) for states in (query, key, value)
-        )
-        for b in range(batch):
-            q, k, v = query[b].to(dtype) * ctx.scale, key[b].to(dtype), value[b].to(dtype)
-            upstream = grad_out[b].transpose(0, 1).to(dtype)
+        grads = [torch.empty(states.shape, dtype=states.dtype, device=states.device) for states in (query, key, value)]
+        for part in _parts(batch):
+            q, k, v = (states[part].to(dtype).flatten(0, 1) for states in (query, key, value))
+            q = q * ctx.scale
+            upstream = grad_out[part].transpose(1, 2).to(dtype).reshape(q.shape)
             dk, dv = (torch.zeros(k.shape, dtype=dtype, device=k.device) for _ in range(2))
-            runs = None if documents is None else documents[b]
+            runs = None if documents is None else documents[part]
             for start, stop, first in _blocks(length, runs):
-                rows = q[:, start:stop].reshape(kv_heads, -1, width)
-                grad = upstream[:, start:stop].reshape(kv_heads, -1, width)
+                rows, grad = (states[:, start:stop].reshape(len(k), -1, width) for states in (q, upstream))
                 keys = k[:, first:stop]
                 weights = _weights(rows, keys, stop - start, first, future, runs)
                 dv[:, first:stop].baddbmm_(weights.transpose(1, 2), grad)
                 grad_weights = torch.bmm(grad, v[:, first:stop].transpose(1, 2))
                 grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, dtype)
                 dq = torch.bmm(grad_scores, keys).mul_(ctx.scale)
-                grad_query[b, :, start:stop].copy_(dq.view(heads, stop - start, width))
+                grads[0][part, :, start:stop].copy_(dq.view(-1, heads, stop - start, width))
                 dk[:, first:stop].baddbmm_(grad_scores.transpose(1, 2), rows)
-            grad_key[b].copy_(dk)
-            grad_value[b].copy_(dv)
-        return grad_query, grad_key, grad_value, None, None
+            grads[1][part].copy_(dk.view(-1, *key.shape[1:]))
+            grads[2][part].copy_(dv.view(-1, *value.shape[1:]))
+        return *grads, None, None
+
+
+def _parts(batch: int) -> list[slice]:
+    size = min(batch, torch.get_num_threads())
+    return [slice(start, start + size) for start in range(0, batch, size)]
 
 
 def causal_attention(

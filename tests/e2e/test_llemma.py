@@ -78,7 +78,8 @@ def test_export_continue_with_lora_and_evaluate(cli, support_configs, tmp_path):
         "model: {init_args: {model: {path: base, config: null}, rope_theta: 20000.0, tuning: lora, lora: {r: 4}}}\n"
         "data: {init_args: {tokenizer: base}}\n"
         "trainer: {num_sanity_val_steps: -1, callbacks: [{class_path: callbacks.export.ExportModel, "
-        "init_args: {folder: tuned}}, {class_path: callbacks.figures.MetricFigures, init_args: {families: [val/ppl]}}]}\n"
+        "init_args: {folder: tuned}}, "
+        "{class_path: callbacks.figures.MetricFigures, init_args: {families: [val/ppl]}}]}\n"
     )
     assert cli("fit", "-c", config, "-c", layer, "--experiment", "tuned") == 0
     folder = tmp_path / "runs" / "tuned" / "run-001"
@@ -90,8 +91,8 @@ def test_export_continue_with_lora_and_evaluate(cli, support_configs, tmp_path):
     tasks = tmp_path / "tasks.yaml"
     tasks.write_text(
         "model: {class_path: modules.llemma.Llemma, init_args: {model: {path: tuned}}}\n"
-        "data: {class_path: datamodules.MathTaskDataModule, init_args: {tasks: [{name: gsm8k_sample, limit: 3, n_shot: 0,"
-        " max_new_tokens: 8, k: 2}], batch_size: 4}}\n"
+        "data: {class_path: datamodules.MathTaskDataModule, init_args: {batch_size: 4, "
+        "tasks: [{name: gsm8k_sample, limit: 3, n_shot: 0, max_new_tokens: 8, k: 2}]}}\n"
         "trainer: {accelerator: cpu, enable_progress_bar: false}\n"
     )
     assert cli("test", "-c", tasks, "--experiment", "tuned") == 0

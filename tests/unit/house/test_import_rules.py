@@ -44,13 +44,7 @@ def violations(path: Path, names: set[str]) -> list[str]:
         target = name.split(".")
         if name == "modules" or name in {f"modules.{n}" for n in ("contracts", "optional", "files")}:
             continue
-        if target[0] == "train":
-            wrong.append(name)
-        elif package == "callbacks" and target[0] != "callbacks":
-            wrong.append(name)
-        elif package == "datamodules" and target[0] != "datamodules":
-            wrong.append(name)
-        elif package == "modules" and target[0] != "modules":
+        if target[0] != package:  # no package imports another, and none imports train
             wrong.append(name)
         elif package == "modules" and len(path.parts) > 2 and len(target) > 1:
             home, other = path.parts[1], target[1]
