@@ -302,7 +302,7 @@ def _merged_vars(argv: list[str]) -> Iterator[list[str]]:
 
 
 def _experiment_name(subcommand: str) -> str:
-    paths = _config_files(sys.argv)
+    paths = _config_files(sys.argv[1:])
     if not paths:
         return subcommand
     first = paths[0]
@@ -351,7 +351,7 @@ def _class_parameters() -> dict[str, set[str]]:
     import inspect
     import typing
 
-    text = " ".join(sys.argv) + "\n".join(f.read_text("utf-8") for f in _config_files(sys.argv) if f.is_file())
+    text = " ".join(sys.argv) + "\n".join(f.read_text("utf-8") for f in _config_files(sys.argv[1:]) if f.is_file())
     found: dict[str, set[str]] = {}
 
     def walk(annotation: Any, names: set[str]) -> None:
