@@ -106,7 +106,10 @@ class LlamaAttention(nn.Module):
             query, key = (_rotate(states.transpose(1, 2), *rope).to(dtype) for states in (query, key))
         if cache is not None:
             key, value = cache.write(layer, key, value, positions)
-        if mask is None and length > 1 and _use_fused(x):
+        # On one thread the blockwise kernel is faster. On several, its many small operations are as many barriers,
+        # which torch's kernel does not have; but with documents that one would need an explicit [T, T] mask.
+        blockwise = documents is not None or torch.get_num_threads() == 1
+        if mask is None and length > 1 and _use_fused(x) and blockwise:
             out = fused.causal_attention(query, key, value, 1 / math.sqrt(self.width), documents)
         else:
             out = F.scaled_dot_product_attention(

@@ -50,6 +50,17 @@ def test_plain_operations_give_the_same_gradients(monkeypatch: pytest.MonkeyPatc
             torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_several_threads_take_another_kernel_to_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build(), torch.randint(0, 61, (2, 41))
+    loss, gradients = loss_and_gradients(model, ids)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(llama_module.fused, "causal_attention", None)
+    again, other = loss_and_gradients(model, ids)
+    assert loss == pytest.approx(again, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_activation_checkpointing_changes_nothing() -> None:
     ids = torch.randint(0, 61, (2, 33))
     documents = torch.zeros(2, 32).long()
