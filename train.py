@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent
 if sys.path[:1] != [str(ROOT)]:
     sys.path.insert(0, str(ROOT))  # `-m` puts the working folder first; ours must win over a stranger's modules/
 
+# Waiting threads sleep instead of spinning, unless told otherwise: on two cores of which another program takes one,
+# training ran at 3,500 tokens per second this way and at 800 with the default. Must stand before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 CONFIGS = ROOT / "configs"
 RUN_FOLDER_VARIABLE = "PLUMBLINE_RUN_FOLDER"  # tells ranks that Lightning spawns which folder rank 0 claimed
 EXIT_ERROR, EXIT_CONFIG, EXIT_INTERRUPT = 1, 2, 130

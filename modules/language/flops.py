@@ -1,13 +1,8 @@
-"""Floating-point operations of training, and what they are measured against."""
+"""Floating-point operations of training."""
 
 from __future__ import annotations
 
-import torch
-
 from modules.networks.llama_config import LlamaConfig
-
-# Dense bf16 peak, operations per second, by a part of the device's name.
-PEAK_FLOPS = {"A100": 312e12, "H100": 989e12, "H200": 989e12}
 
 
 def matmul_parameters(config: LlamaConfig) -> int:
@@ -26,12 +21,3 @@ def training_flops_per_token(config: LlamaConfig, seq_len: int, *, recompute: bo
     attention = config.num_hidden_layers * config.num_attention_heads * config.head_size * seq_len
     passes = 8 if recompute else 6
     return passes * (matmul_parameters(config) + 2.0 * attention)
-
-
-def peak_flops(device: torch.device | str) -> float | None:
-    """Dense bf16 peak of a device, operations/s; None where it isn't known (CPUs and GPUs not in `PEAK_FLOPS`)."""
-    device = torch.device(device)
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)

@@ -185,12 +185,16 @@ class Llemma(LightningModule):
             # the run's seed alone decides the start weights, whatever drew from the generator before
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(torch.initial_seed())
-                self.network = Llama(LlamaConfig.from_hf(values), activation_checkpointing=recompute)
+                self.network = Llama(LlamaConfig.from_hf(values, strict=True), activation_checkpointing=recompute)
         vocabulary = self.network.config.vocab_size
         if tokenizer is not None and tokenizer.vocab_size > vocabulary:
             raise ValueError(
                 f"Llemma: the tokenizer has {tokenizer.vocab_size} entries, the model's vocabulary only {vocabulary}"
             )
+        length = getattr(getattr(self._trainer, "datamodule", None), "seq_len", None)
+        limit = self.network.config.max_position_embeddings
+        if length is not None and length > limit:
+            raise ValueError(f"Llemma: seq_len {length} exceeds max_position_embeddings {limit}; shorten one")
         if options["tuning"] != "full":
             from modules.language.adapters import add_lora, quantize
 
@@ -216,10 +220,6 @@ class Llemma(LightningModule):
         folder = self.trainer.log_dir  # a collective: asked on all ranks
         if stage in ("validate", "test") and folder is not None:
             self._rows_folder = Path(folder) / "items"
-        length = getattr(getattr(self._trainer, "datamodule", None), "seq_len", None)
-        limit = (self.model_spec.config or {}).get("max_position_embeddings")
-        if length is not None and limit is not None and length > limit:
-            raise ValueError(f"Llemma: seq_len {length} exceeds max_position_embeddings {limit}; shorten one")
 
     def configure_optimizers(self) -> Any:
         from modules.language.optim import build_optimizer

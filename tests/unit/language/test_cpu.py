@@ -23,7 +23,7 @@ def test_kept_memory_is_not_faulted_in_again() -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
     faults()
-    assert faults() < 4096
+    assert faults() < 10_240  # all five anew would be 20,480; one may, where the heap's layout asks for it
 
 
 def test_another_libc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
