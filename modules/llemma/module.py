@@ -266,7 +266,7 @@ class Llemma(LightningModule):
         keep_freed_memory()
         if "bf16" in str(self.trainer.precision) and (ratio := bf16_speedup()) < 1:
             rank_zero_warn(
-                f"bf16 products run at {ratio:.2f} times the speed of fp32 on this CPU: train with --trainer.precision=32"
+                f"bf16 products run at {ratio:.2f} times the speed of fp32 on this CPU: use --trainer.precision=32"
             )
 
     def on_train_start(self) -> None:
