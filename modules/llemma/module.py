@@ -243,7 +243,7 @@ class Llemma(LightningModule):
 
     def _token_losses(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss, per-token losses ``[B, T]`` (detached) and the number of counted tokens."""
-        network = self._compiled or self.llama
+        network = self.llama if self._compiled is None else self._compiled
         hidden = network(batch["input_ids"], document_ids=batch.get("document_ids", None))
         return lm_cross_entropy(hidden, self.llama.lm_head.weight, batch["labels"], self.options["ce_chunk"])
 

@@ -116,6 +116,25 @@ def test_qlora_trains_adapters_only(cli, support_configs, tmp_path):
     assert all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.slow
+def test_compiled_training_equals_eager(cli, support_configs, tmp_path, monkeypatch):
+    """`compile: true` trains; its losses equal the plain run's to float reordering."""
+    import warnings
+
+    config = support_configs / "llemma_tiny.yaml"
+    short = ("--trainer.max_steps=3", "--trainer.limit_val_batches=0")
+    assert cli("fit", "-c", config, *short, "--experiment", "eager") == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own deprecations
+        assert cli("fit", "-c", config, *short, "--experiment", "compiled", "--model.compile=true") == 0
+    eager, compiled = (
+        [row["train/loss"] for row in _rows(tmp_path / "runs" / name / "run-001") if "train/loss" in row]
+        for name in ("eager", "compiled")
+    )
+    assert len(eager) == 3
+    assert eager == pytest.approx(compiled, abs=1e-4)
+
+
 def _error(capsys) -> str:
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
