@@ -114,6 +114,21 @@ def write_json(path: str | Path, value: Any) -> None:
         write_bytes(stream, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
+def read_json_object(path: Path, owner: str) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        ValueError: not JSON, or not an object; the message begins with ``owner`` and names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{owner}: {path} is not valid JSON ({str(error)[:100]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{owner}: {path} must hold a JSON object")
+    return content
+
+
 def canonical_digest(value: Any) -> str:
     """sha256 of the canonical (sorted, compact) JSON of ``value``."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modules.files import atomic_directory, tokenizer_digest
+from modules.files import atomic_directory, read_json_object, tokenizer_digest
 from modules.optional import require
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -39,13 +39,7 @@ def check_tokenizer(have: str, want: str, what: str = "data") -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"tokenizer: {path} does not exist; give a directory that holds tokenizer.json")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"tokenizer: {path} is not valid JSON ({str(error)[:100]})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"tokenizer: {path} must hold a JSON object")
-    return content
+    return read_json_object(path, "tokenizer")
 
 
 class TextTokenizer:

@@ -7,12 +7,12 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from modules.files import atomic_directory, tokenizer_digest
+from modules.files import atomic_directory, read_json_object, tokenizer_digest
 from modules.language.adapters import has_adapters, merged_state_dict
 from modules.networks.llama import Llama, LlamaConfig
 from modules.optional import require
@@ -54,17 +54,7 @@ def read_config(path: str | Path) -> LlamaConfig:
     file = Path(path) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint: {file} does not exist; give a Hugging Face model directory")
-    return LlamaConfig.from_hf(_read_json(file))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"checkpoint: {file} is not valid JSON ({str(error)[:100]})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"checkpoint: {file} must hold a JSON object")
-    return content
+    return LlamaConfig.from_hf(read_json_object(file, "checkpoint"))
 
 
 def hash_tokenizer(directory: str | Path) -> str:
@@ -75,12 +65,12 @@ def hash_tokenizer(directory: str | Path) -> str:
     file = Path(directory) / "tokenizer.json"
     if not file.is_file():
         raise FileNotFoundError(f"checkpoint: {file} does not exist; the tokenizer must lie beside the weights")
-    return tokenizer_digest(_read_json(file))
+    return tokenizer_digest(read_json_object(file, "checkpoint"))
 
 
 def _weight_files(path: Path) -> list[Path]:
     if (path / _INDEX).is_file():
-        names = _read_json(path / _INDEX).get("weight_map")
+        names = read_json_object(path / _INDEX, "checkpoint").get("weight_map")
         if not isinstance(names, dict) or not names:
             raise ValueError(f"checkpoint: {path / _INDEX} has no weight_map")
         files = [path / str(name) for name in dict.fromkeys(names.values())]

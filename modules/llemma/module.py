@@ -131,7 +131,7 @@ class Llemma(LightningModule):
         self.rope_change: tuple[float, float] | None = None
         self._nonfinite_in_a_row = 0
         self.register_buffer("nonfinite_steps", torch.zeros((), dtype=torch.long))
-        self._train_sums: dict[str, Tensor] = {}
+        self._step_sums: Tensor | None = None
         self._eval_sums: dict[int, Tensor] = {}
         self._tallies: dict[str, TaskTally] = {}
         self._evaluator: TaskEvaluator | None = None
@@ -288,26 +288,25 @@ class Llemma(LightningModule):
         """Sum losses and counts per source over the accumulation window; no host sync."""
         names = self._source_names()
         sources = max(1, len(names))
-        sums = self._train_sums.get("sums")
-        if sums is None:
-            sums = self._train_sums["sums"] = torch.zeros(sources, 2, dtype=torch.float64, device=self.device)
+        if self._step_sums is None:
+            self._step_sums = torch.zeros(sources, 2, dtype=torch.float64, device=self.device)
         counted = (batch["labels"] != -100).sum(1).double()
         rows = torch.stack((token_losses.double().sum(1), counted), 1)
-        sums.index_add_(0, batch["source_id"].clamp(max=sources - 1), rows)
+        self._step_sums.index_add_(0, batch["source_id"].clamp(max=sources - 1), rows)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the step's loss, over the whole accumulation window and all ranks."""
-        sums = self._train_sums.pop("sums", None)
+        sums, self._step_sums = self._step_sums, None
         if sums is None or not self._logs_now():
             return
         sums = self.all_ranks_sum(sums)
         names = self._source_names() or ["all"]
-        values = {"train/loss": sums[:, 0].sum() / sums[:, 1].sum(), "lr": optimizer.param_groups[0]["lr"]}
+        values: dict[str, Tensor | float] = {"lr": optimizer.param_groups[0]["lr"]}
         if len(names) > 1:
             for index, name in enumerate(names):
                 if sums[index, 1] > 0:
                     values[f"train/loss_{name}"] = sums[index, 0] / sums[index, 1]
-        self.log("train/loss", values.pop("train/loss").float(), prog_bar=True, rank_zero_only=True)
+        self.log("train/loss", (sums[:, 0].sum() / sums[:, 1].sum()).float(), prog_bar=True, rank_zero_only=True)
         self.log_dict({key: torch.as_tensor(value).float() for key, value in values.items()}, rank_zero_only=True)
 
     def _logs_now(self) -> bool:
