@@ -328,7 +328,11 @@ class Llemma(LightningModule):
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"Llemma: gradient_clip_algorithm must be 'norm', got {gradient_clip_algorithm!r}")
         limit = float("inf") if gradient_clip_val is None else float(gradient_clip_val)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
+        sharded_clip = getattr(self.trainer.model, "clip_grad_norm_", None)  # FSDP: each rank holds a part of the norm
+        if sharded_clip is not None:
+            norm = sharded_clip(limit)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
         if hasattr(norm, "full_tensor"):  # FSDP2: a sharded norm
             norm = norm.full_tensor()  # pyright: ignore[reportAttributeAccessIssue]
         if self._logs_now():
