@@ -45,7 +45,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def run(*argv: object) -> int:
         for name in ("lightning", "lightning.pytorch", "lightning.fabric"):  # handlers keep an earlier test's stderr
             for handler in logging.getLogger(name).handlers:
-                if isinstance(handler, logging.StreamHandler):
+                if type(handler) is logging.StreamHandler:  # not pytest's own capture, a subclass
                     handler.stream = sys.stderr
         return train.main([str(a) for a in argv])
 
