@@ -6,10 +6,12 @@ A class takes part by having the member; nothing needs to inherit from these. Ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 
@@ -104,3 +106,125 @@ class DescribesBatch(Protocol):
     """A datamodule that states its batch's keys, shapes and dtypes, for checks and for the docs."""
 
     def describe(self) -> Mapping[str, str]: ...
+
+
+@runtime_checkable
+class PlanGame(Protocol):
+    """A game in which every player's expected payoff is linear in the player's own *plan*, the others' held fixed.
+
+    A *strategy* is what a member stores: a behaviour table ``[states, actions]`` of an extensive-form game, a row
+    ``[1, actions]`` of probabilities of a normal-form game, a point of a continuous game. Its *plan* ``[sequences]``
+    is the realisation plan of the sequence form (von Stengel 1996), the probability vector, or the feature vector.
+    Mixing members once at the start of an episode is mixing their plans linearly, so a population's policy hull is the
+    convex hull of its plans. All tensors are float64 unless stated. ``player`` counts from 0.
+
+    ``zero_sum``: payoffs add up to 0. ``symmetric``: two players with the same strategies and
+    ``u_1(x, y) = u_0(y, x)``, so that one population serves both.
+    """
+
+    name: str
+    num_players: int
+    zero_sum: bool
+    symmetric: bool
+
+    def strategy_shape(self, player: int) -> tuple[int, ...]: ...
+
+    def random_strategies(self, player: int, count: int, generator: torch.Generator) -> torch.Tensor:
+        """``[count, *strategy_shape]`` strategies to start a population from."""
+        ...
+
+    def plans(self, player: int, strategies: torch.Tensor) -> torch.Tensor:
+        """``[..., *strategy_shape] -> [..., sequences]``; differentiable."""
+        ...
+
+    def strategy_of(self, player: int, plan: torch.Tensor) -> torch.Tensor:
+        """The strategy whose plan is ``plan`` ``[..., sequences]`` (uniform over legal actions where it never comes).
+
+        Raises:
+            ValueError: if the game's plans are not closed under mixing (continuous games).
+        """
+        ...
+
+    def payoffs(self, plans: Sequence[torch.Tensor]) -> torch.Tensor:
+        """``plans[i]`` ``[members_i, sequences_i]`` -> payoffs of all profiles ``[players, members_0, ...]``."""
+        ...
+
+    def payoff_vector(self, player: int, plans: Sequence[torch.Tensor]) -> torch.Tensor:
+        """``[sequences]``; ``plan @ vector`` is ``player``'s payoff. ``plans[j]`` ``[sequences_j]``, own ignored."""
+        ...
+
+    def reach(self, player: int, plans: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Probability ``[sequences]`` that chance and the others lead to a terminal history of each own sequence.
+
+        ``sum(reach * plan) = 1``. ``plans``: the others' (own ignored), ``None``: uniformly random legal play.
+        """
+        ...
+
+    def best_response(self, player: int, payoff_vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The strategy that maximises ``plan @ payoff_vector``, and the maximum; ties go to the first action."""
+        ...
+
+    def digest(self) -> Mapping[str, str]:
+        """What identifies the game, for checkpoints and for the agreement of ranks."""
+        ...
+
+
+@runtime_checkable
+class TabularGame(PlanGame, Protocol):
+    """A :class:`PlanGame` with finitely many information states, which networks can observe."""
+
+    def legal(self, player: int) -> torch.Tensor:
+        """``[states, actions]`` bool."""
+        ...
+
+    def observations(self, player: int) -> torch.Tensor:
+        """``[states, features]`` float32: what a network sees in each information state."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlayRequest:
+    """Episodes that a module wants before its next step; see :class:`RequestsPlay`.
+
+    Args:
+        tables: per player ``[members, states, actions]``, the policies that may sit down.
+        weights: per player ``[groups, members]``, from which each episode of a group draws its members.
+        episodes: episodes per group, over all ranks.
+        key: identifies the step, for random streams that depend on nothing else.
+        returns_only: leave out the moves.
+    """
+
+    tables: Sequence[torch.Tensor]
+    weights: Sequence[torch.Tensor]
+    episodes: int
+    key: tuple[int, ...]
+    returns_only: bool = False
+
+
+@runtime_checkable
+class RequestsPlay(Protocol):
+    """A module that says which episodes it needs for its next step.
+
+    The batch is a TensorDict ``[episodes]`` with ``group``, ``returns`` ``[episodes, players]``, ``seats``
+    ``[episodes, players]`` (member per player), ``stream`` (random stream that it was played with) and, unless left
+    out, ``info_state``, ``action``, ``player`` (-1: past the end) and ``probability``, each ``[episodes, moves]``.
+    """
+
+    steps_per_iteration: int
+
+    def play_request(self) -> PlayRequest | None:
+        """``None``: the next step needs no episodes and gets an empty batch."""
+        ...
+
+
+@runtime_checkable
+class ReportsPopulation(Protocol):
+    """A module that grows populations and shows where they stand, for figures and files."""
+
+    def population_report(self) -> Mapping[str, Any]:
+        """Equal on all ranks, and cheap: it is asked for after every batch.
+
+        ``iteration`` int; ``payoffs`` ``[players, members_0, ...]``, means; ``meta_strategies``: one ``[members]`` per
+        population (a single one where players share it); ``history``: metric name to ``[(iteration, frames, value)]``.
+        """
+        ...
