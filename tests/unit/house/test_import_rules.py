@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-EVERYONE = {"modules.contracts", "modules.optional", "modules.files"}
+EVERYONE = {"modules.contracts", "modules.optional", "modules.files", "modules.seeds"}
 SHARED = {"population", "objectives", "networks", "language", "verification", "assurance"}
 PLAIN = {"torch", "tensordict", "torchrl"}
 
@@ -42,7 +42,7 @@ def violations(path: Path, names: set[str]) -> list[str]:
     package, wrong = path.parts[0], []
     for name in _ours(names):
         target = name.split(".")
-        if name == "modules" or name in {f"modules.{n}" for n in ("contracts", "optional", "files")}:
+        if name == "modules" or name in {f"modules.{n}" for n in ("contracts", "optional", "files", "seeds")}:
             continue
         if target[0] != package:  # no package imports another, and none imports train
             wrong.append(name)
