@@ -64,6 +64,7 @@ class ResponseOracleLoop(LightningModule):
         self.frames = 0
         self.episodes = 0
         self.history: dict[str, list[list[float]]] = {}
+        self._latest: dict[str, float] = {}  # metrics of this iteration's last response step
         self._restored = False
 
     # -- what a method adds -------------------------------------------------------------------------------------------
@@ -132,7 +133,9 @@ class ResponseOracleLoop(LightningModule):
             metrics = dict(self.evaluation_step(batch, self.cursor - self.response_steps))
         self.cursor += 1
         if metrics:
-            self.log_dict({key: torch.as_tensor(value, dtype=torch.float32) for key, value in metrics.items()})
+            self._latest = {key: float(value) for key, value in metrics.items()}
+        if self._latest:  # again while payoffs are estimated: a run resumed there logs the same rows
+            self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in self._latest.items()})
         if self.cursor == self.steps_per_iteration:
             self._finish_iteration()
         self.optimizers().step()  # pyright: ignore[reportAttributeAccessIssue]
@@ -141,6 +144,7 @@ class ResponseOracleLoop(LightningModule):
         metrics = {key: float(value) for key, value in self.solve().items()}
         self.iteration += 1
         self.cursor = 0
+        self._latest = {}
         for key, value in metrics.items():
             self.history.setdefault(key, []).append([float(self.iteration), float(self.frames), value])
         self.log_dict(metrics, logger=False)  # for callbacks; loggers get every iteration, see below
@@ -207,6 +211,7 @@ class ResponseOracleLoop(LightningModule):
             "frames": self.frames,
             "episodes": self.episodes,
             "history": {key: [list(point) for point in points] for key, points in self.history.items()},
+            "latest": dict(self._latest),
             "steps": [self.response_steps, self.evaluation_steps],
             "digest": dict(self.digest()),
             "method": self.method_state(),
@@ -238,6 +243,7 @@ class ResponseOracleLoop(LightningModule):
         for key in ("iteration", "cursor", "frames", "episodes"):
             setattr(self, key, int(state[key]))
         self.history = {key: [list(point) for point in points] for key, points in state["history"].items()}
+        self._latest = dict(state["latest"])
         self.load_method_state(state["method"])
         self._restored = True
 

@@ -148,17 +148,26 @@ class Sigmoid(Schedule):
         midpoint: iteration of half the height.
         relative: give ``s / (1 - s)``, which makes ``payoff + weight * measure`` proportional to
             ``(1 - s) payoff + s * measure``; ``height`` must then be below 1.
+        scale: multiplies the result.
     """
 
-    def __init__(self, height: float = 0.7, rate: float = 0.25, midpoint: float = 25.0, relative: bool = False) -> None:
+    def __init__(
+        self,
+        height: float = 0.7,
+        rate: float = 0.25,
+        midpoint: float = 25.0,
+        relative: bool = False,
+        scale: float = 1.0,
+    ) -> None:
         self.height = _at_least_0("Sigmoid: height", height)
+        self.scale = _at_least_0("Sigmoid: scale", scale)
         if relative and height >= 1:
             raise ValueError(f"Sigmoid: height: must be below 1 where relative, got {height}")
         self.rate, self.midpoint, self.relative = rate, midpoint, relative
 
     def __call__(self, iteration: int) -> float:
         value = self.height * 0.5 * (1 + math.tanh(0.5 * self.rate * (iteration - self.midpoint)))
-        return value / (1 - value) if self.relative else value
+        return self.scale * (value / (1 - value) if self.relative else value)
 
 
 class Anneal(Schedule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from modules.contracts import PlanGame, PlayRequest
 from modules.population.exploitability import mixture_plans, nash_conv, population_exploitability
+from modules.population.export import export_solution
 from modules.population.loop import ResponseOracleLoop
 from modules.population.members import Members
 from modules.population.meta_solvers import MetaSolver, NashLP
@@ -119,6 +121,16 @@ class PSDPSRO(ResponseOracleLoop):
             )
         if self.evaluation == "sampled" and not isinstance(game, PlayedGame):
             raise ValueError(f"PSDPSRO: {game.name} is not played move by move: use evaluation: exact")
+        share = int(getattr(getattr(self.trainer, "datamodule", None), "streams", 1)) * (2 if game.symmetric else 1)
+        asked = {"oracle.episodes": getattr(self.oracle, "episodes", None)}
+        if self.evaluation == "sampled":
+            asked["simulations / evaluation_steps"] = self.simulations // self.evaluation_steps
+        for field, episodes in asked.items():
+            if episodes is not None and isinstance(game, PlayedGame) and episodes % share:
+                seats = " times the 2 seats" if game.symmetric else ""
+                raise ValueError(
+                    f"PSDPSRO: {field} must be a multiple of {share}, the datamodule's streams{seats}, got {episodes}"
+                )
 
     @property
     def the_game(self) -> PlanGame:
@@ -400,6 +412,15 @@ class PSDPSRO(ResponseOracleLoop):
         self.log_dict(
             {f"test/{key.removeprefix('meta/')}": value for key, value in self.measure(True).items()}, batch_size=1
         )
+
+    def export_pretrained(self, folder: str | Path) -> None:
+        """Write the solution: policies, members, payoffs; see :func:`modules.population.export.export_solution`."""
+        assert self.payoff_table is not None
+        if self.trainer.is_global_zero:
+            strategies = [members["strategy"] for members in self.members]
+            figures = {"iteration": self.iteration, "episodes": self.episodes, **self.measure(False)}
+            payoffs = self._known_payoffs()
+            export_solution(folder, self.the_game, self.profile(), payoffs, self.meta_strategies, strategies, figures)
 
     def summary_rows(self) -> Mapping[str, str]:
         rows = {}

@@ -205,23 +205,44 @@ class Anytime(Scheme):
             raise ValueError(f"Anytime: rounds must be >= 1, got {rounds}")
         self.solver = solver
         self.rounds = rounds
+        self._sizes: list[int] = []  # of the populations that the solution below is of; members are only ever added
+        self._mixtures: list[Tensor] = []
+        self._opponents: list[Tensor] = []
+        self._cuts: list[Tensor] | None = None
 
     def _solve(self, meta: MetaGame) -> tuple[list[Tensor], list[Tensor]]:
-        if self.solver == "exact":
-            exact = population_exploitability(meta.game, meta.plans)
-            return exact.mixtures, exact.opponents
-        found = anytime_meta_strategy(meta.game, meta.plans, self.rounds)
-        return found.mixtures, found.opponents
+        sizes = [len(plans) for plans in meta.plans]
+        if sizes != self._sizes:
+            if self.solver == "exact":
+                exact = population_exploitability(meta.game, meta.plans, cuts=self._cuts)
+                self._mixtures, self._opponents, self._cuts = exact.mixtures, exact.opponents, exact.cuts
+            else:
+                found = anytime_meta_strategy(meta.game, meta.plans, self.rounds)
+                self._mixtures, self._opponents = found.mixtures, found.opponents
+            self._sizes = sizes
+        return self._mixtures, self._opponents
 
     def meta_strategies(self, meta: MetaGame) -> list[Tensor]:
         return self._solve(meta)[0]
 
     def learners(self, meta: MetaGame) -> list[Learner]:
-        mixtures, opponents = self._solve(meta)  # a function of the populations: nothing to remember for a resume
+        mixtures, opponents = self._solve(meta)
         return [
             Learner(population, list(mixtures), visible=len(plans), answer=opponents[-1 - population])
             for population, plans in enumerate(meta.plans)
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sizes": list(self._sizes),
+            "mixtures": list(self._mixtures),
+            "opponents": list(self._opponents),
+            "cuts": self._cuts,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sizes, self._cuts = list(state["sizes"]), state["cuts"]
+        self._mixtures, self._opponents = list(state["mixtures"]), list(state["opponents"])
 
 
 class ExtensiveFormOracle(Scheme):
