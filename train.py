@@ -391,14 +391,14 @@ _UNKNOWN_KEY = (
 
 def _one_line(message: str, known: list[str]) -> str:
     text = " ".join(message.split())
-    inner = re.search(r"unknown key '[^']+'(?: in '[^']+')?(?:; did you mean '[^']+'\?)?", text)
+    inner = re.search(r"unknown (?:key|class) '[^']+'(?: in '[^']+')?(?:; did you mean '[^']+'\?)?", text)
     parent = re.search(r'[Pp]arser key "([\w.]+)"', text)
     if inner:  # raised by a nested parser: it knew the key, this level knows where
         key = inner.group(0)
-        return key if " in '" in key or not parent else re.sub(r"^(unknown key '[^']+')", rf"\1 in '{parent[1]}'", key)
+        return key if " in '" in key or not parent else re.sub(r"^(unknown \w+ '[^']+')", rf"\1 in '{parent[1]}'", key)
     unknown = next((match for pattern in _UNKNOWN_KEY if (match := re.search(pattern, text))), None)
     if unknown is None:
-        return text if len(text) <= 600 else text[:600] + " ..."
+        return _unknown_class(text, parent) or (text if len(text) <= 600 else text[:600] + " ...")
     key = unknown.group(1)
     place = f" in '{parent.group(1)}'" if parent and parent.group(1) not in key else ""
     by_class = _class_parameters()
@@ -413,12 +413,31 @@ def _one_line(message: str, known: list[str]) -> str:
     return f"unknown key '{key}'{place}{valid}"
 
 
+def _unknown_class(text: str, parent: re.Match[str] | None) -> str | None:
+    """The class path that leads nowhere and the nearest one that leads somewhere, out of a parser's report."""
+    pattern = r"class_path '([\w.]+)': (?:module '[\w.]+' has no attribute|No module named)|import path string: (\w+)"
+    match = re.search(pattern, text)
+    if match is None:
+        return None
+    path = match[1] or match[2]
+    ours = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in PACKAGES]
+    known = {f"{module.__name__}.{name}" for module in ours for name in getattr(module, "__all__", ())}
+    near = difflib.get_close_matches(path, sorted(known), n=1, cutoff=0.8)
+    if not near:  # right name, wrong module, or no module
+        leaves = {name.rsplit(".", 1)[-1]: name for name in sorted(known)}
+        near = [leaves[leaf] for leaf in difflib.get_close_matches(path.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.7)]
+    place = f" in '{parent[1]}'" if parent else ""
+    return f"unknown class '{path}'{place}" + (f"; did you mean '{near[0]}'?" if near else "")
+
+
 def _constructor_refusal(text: str) -> str | None:
     """What a class's ``__init__`` said to its arguments, out of the parser's report on every type it tried."""
     if "Does not validate against any of the Union subtypes" not in text:
         return None
-    tried = re.findall(r"^\s*- (.*?)(?=^\s*- |^Given value|\Z)", text, flags=re.DOTALL | re.MULTILINE)
-    said = [" ".join(part.split()) for part in tried if not part.startswith("Expected a <class 'NoneType'>")]
+    tried = re.findall(r"^\s*- (.*?)(?=^\s*- |^\s*Given value|\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    # unions may nest, and a class is tried as each of their types
+    noise = r"Does not validate|Expected a <class 'NoneType'>|Import path \S+ does not correspond to a subclass"
+    said = [" ".join(part.split()) for part in tried if not re.match(noise, part)]
     return said[0][:600] if said else None
 
 

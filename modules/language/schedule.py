@@ -10,7 +10,7 @@ def lr_ratio(step: int, warmup_steps: int, decay_steps: int, min_lr_ratio: float
     """Learning rate of optimiser step `step` (1-based) over the peak.
 
     s <= W: s / W; then min + (1 - min) / 2 * (1 + cos(pi (s - W) / (N - W))), and min for s > N, where an unclamped
-    cosine would rise again (Llemma, section 2.3 of the method sheet; W = warmup_steps, N = decay_steps, counted from
+    cosine would rise again (W = warmup_steps, N = decay_steps, counted from
     step 0).
     """
     if step <= warmup_steps:

@@ -33,7 +33,7 @@ class DiversityContext:
         current: ``[sequences]`` the plan to improve: where the measure is linearised, or what a new strategy is mixed
             into at ``rate``.
         iteration: iteration of the population loop, from 0, for schedules.
-        rate: in ``(0, 1]``, the share of a new pure strategy in the normal-form response (method sheet 2.4).
+        rate: in ``(0, 1]``, the share of a new pure strategy in the normal-form response (the published code's).
         generator: tosses :attr:`coin`, once per context; ``None``: no coin, terms with several parts add them.
         coin: outcome, where it was tossed before.
         payoff_columns: ``[sequences, m]``, the player's payoff vectors against ``m`` opponents; derived from
@@ -140,7 +140,7 @@ class Constant(Schedule):
 
 
 class Sigmoid(Schedule):
-    """``s = height / (1 + exp(-rate (t - midpoint)))``, growing with iterations (method sheet 2.5).
+    """``s = height / (1 + exp(-rate (t - midpoint)))``, growing with iterations (the published code's).
 
     Args:
         height: limit.
@@ -271,7 +271,7 @@ class NoDiversity(Diversity):
 
 
 class PolicySpaceDiversity(Diversity):
-    """Distance to the policy hull of the player's own members (Yao et al. 2023, eq. 6; method sheet 2.2 and 2.4).
+    """Distance to the policy hull of the player's own members (Yao et al. 2023, eq. 6).
 
     Args:
         weight: lambda.
@@ -310,7 +310,7 @@ class PolicySpaceDiversity(Diversity):
         return hull_distance(own, members, context.weights, self.kind, self.iterations, self.tolerance).value
 
     def scan(self, context: DiversityContext) -> Tensor:
-        """Every pure strategy's distance. To members: the closed form of method sheet 2.4, O(n) a member."""
+        """Every pure strategy's distance. To members: their common terms taken out, O(n) a member."""
         members = context.smooth(context.member_plans, self.eps)
         n = members.shape[1]
         if self.kind == "vertices":
@@ -397,7 +397,7 @@ def expected_cardinality(kernel: Tensor) -> Tensor:
 
 
 class BehaviourResponseDiversity(Diversity):
-    """Behavioural and response diversity (Liu et al. 2021; method sheet 3.4).
+    """Behavioural and response diversity (Liu et al. 2021).
 
     Behavioural: ``2 H(m) - H(e) - H(q)``, twice the Jensen-Shannon divergence of the candidate ``e`` from the
     population's mixture ``q``, ``m`` their mean. Response: a lower bound on the squared distance of the candidate's

@@ -1,4 +1,4 @@
-"""Distance of a strategy to a population's policy hull (Yao et al. 2023, eq. 6; method sheet 2.2), in plan space.
+"""Distance of a strategy to a population's policy hull (Yao et al. 2023, eq. 6), in plan space.
 
 With ``w`` the probability that chance and the others lead to a terminal history of an own sequence (``game.reach``),
 the chain rule of the KL divergence turns the per-state sum of the paper into one over own sequences::
@@ -55,7 +55,7 @@ def _check_kind(kind: str) -> None:
 
 
 def divergence(plan: Tensor, other: Tensor, reach: Tensor) -> Tensor:
-    """``sum reach * p * ln(p / q)``, the KL divergence of plans weighted by reach (method sheet 2.2).
+    """``sum reach * p * ln(p / q)``, the KL divergence of plans weighted by reach.
 
     Args:
         plan: ``p`` ``[..., sequences]``.
@@ -76,7 +76,7 @@ def divergence(plan: Tensor, other: Tensor, reach: Tensor) -> Tensor:
 def smooth(plan: Tensor, eps: float, reach: Tensor | None = None, base: Tensor | None = None) -> Tensor:
     """``plan + eps * base``, rescaled so that ``sum(reach * result) = 1``.
 
-    With ``reach`` and ``base`` all ones this is "add eps, renormalise" (method sheet 2.4); with ``base`` the plan of
+    With ``reach`` and ``base`` all ones this is "add eps, renormalise", as published; with ``base`` the plan of
     uniformly random play it is playing that with probability ``eps / (1 + eps)``, decided once per episode. Both are
     linear on plans, so a mixture of members stays in the hull of the smoothed members.
 
@@ -118,7 +118,7 @@ def hull_distance(
     tolerance: float = 1e-10,
     newton: bool = True,
 ) -> HullDistance:
-    """``min_sigma sum reach * p * ln(p / (sigma @ Q))`` over mixtures or over single members (method sheet 2.2).
+    """``min_sigma sum reach * p * ln(p / (sigma @ Q))`` over mixtures or over single members.
 
     Mixtures: a few monotone EM steps from the uniform interior point, an interior-point Newton finish, and EM again
     from the better of the two where the Newton steps did not reach ``tolerance``; stops by the duality gap. ``value``
@@ -290,7 +290,7 @@ def sampled_hull(
     tolerance: float = 1e-6,
     reduce: Reduce | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The hull distance from the learner's own trajectories (method sheet 2.2, sampled form).
+    """The hull distance from the learner's own trajectories.
 
     Args:
         log_likelihood: ``[episodes]`` sum of the learner's log-probabilities of its own actions.
@@ -335,7 +335,7 @@ def state_action_bonus(
     eps: float = 0.0,
     reduce: Reduce | None = None,
 ) -> StateActionBonus:
-    """The paper's practical estimator: KL to the nearest member on visited states (method sheet 2.2, steps 2 to 5).
+    """The paper's practical estimator: KL to the nearest member on visited states.
 
     Args:
         logits: ``[states, actions]`` of the learner at the states it visited; log-probabilities will do.

@@ -45,7 +45,7 @@ class NeuralOracle(Oracle):
 
     The diversity term is added to the terminal return of each episode. ``bonus: exact`` linearises the measure at the
     learner's policy, exactly, and pays each episode by its last own move; ``state_action`` is the paper's estimate from
-    visited states, which also serves as a direct loss (method sheet 2.2, practical estimate).
+    visited states, which also serves as a direct loss.
 
     Args:
         response: the learner, PPO or DQN.

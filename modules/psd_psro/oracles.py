@@ -95,7 +95,7 @@ class Oracle:
 
 
 class ExactResponse(Oracle):
-    """The best response itself, or a step of given size towards it (method sheet 2.4).
+    """The best response itself, or a step of given size towards it (the published code's, for matrices).
 
     With a diversity term the response maximises ``payoff + lambda * diversity``: in a normal-form game over all pure
     strategies exactly. In a tree the policy-space term is convex in the plan, so the maximum is a pure strategy:
@@ -207,7 +207,7 @@ class ExactResponse(Oracle):
 class GradientResponse(Oracle):
     """Adam on the learner's own strategy: the point of a continuous game, or the logits of a table.
 
-    The objective, ``payoff + lambda * diversity``, is exact, so there is no sampling noise (method sheet 2.5 and 4).
+    The objective, ``payoff + lambda * diversity``, is exact, so there is no sampling noise.
 
     Args:
         updates: gradient steps an iteration.

@@ -82,7 +82,7 @@ def cfr_plus(
     tolerance: float = 1e-4,
     check_every: int = 50,
 ) -> tuple[list[Tensor], Tensor]:
-    """CFR+ (Tammelin 2014) on the game in which each state offers only its allowed actions (XDO; method sheet 3.12).
+    """CFR+ (Tammelin 2014) on the game in which each state offers only its allowed actions (XDO).
 
     Alternating updates, regret matching+ in every state at once, plans averaged with linear weights (averaging plans is
     averaging behaviour weighted by own reach).
@@ -177,7 +177,7 @@ def anytime_meta_strategy(
     tolerance: float = 0.0,
     check_every: int = 25,
 ) -> AnytimeSolution:
-    """The population's least exploitable mixture by regret matching+ against best responses (APSRO; method sheet 3.10).
+    """The population's least exploitable mixture by regret matching+ against best responses (APSRO).
 
     Each player's mixture is trained alone against an opponent who is not held to a population: the opponent best
     responds to the current mixture, the mixture's regrets are updated with the members' payoffs against that response.

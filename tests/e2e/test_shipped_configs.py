@@ -9,14 +9,26 @@ import yaml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("hardware", "configs"))
-LAYERS = {"control": "laptop", "paper_34b": "paper_7b"}
+LAYERS = {"llemma/control": "laptop", "llemma/paper_34b": "paper_7b"}
+FOLDERS = {"variant": "skill300", "neural": "leduc_neural", "nmm": "nmm"}  # of layers in configs/psd_psro
+OTHERS = {"variant/anytime": "leduc", "variant/xdo": "leduc"}
+
+
+def layers(path: Path) -> list[object]:
+    """The flags that name an experiment, with the one that it is a layer over before it."""
+    below: Path | None = None
+    method, *rest = path.relative_to(CONFIGS).with_suffix("").parts
+    if method == "psd_psro" and len(rest) == 2:
+        below = CONFIGS / method / f"{OTHERS.get('/'.join(rest), FOLDERS[rest[0]])}.yaml"
+    elif f"{method}/{path.stem}" in LAYERS:
+        below = path.with_stem(LAYERS[f"{method}/{path.stem}"])
+    return [*(["-c", below] if below else []), "-c", path]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_experiment_parses(cli, capsys, path):
-    below = ["-c", path.with_stem(LAYERS[path.stem])] if path.stem in LAYERS else []
     verb = "test" if path.stem.startswith(("evaluate", "prove")) else "fit"
-    assert cli(verb, *below, "-c", path, "--print_config") == 0
+    assert cli(verb, *layers(path), "--print_config") == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints exchanged with transformers, both ways (method sheet, oracle 5)."""
+"""Checkpoints exchanged with transformers, both ways."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder against transformers' own implementation with copied weights (method sheet, oracles 4, 5 and 6)."""
+"""The decoder against transformers' own implementation with copied weights."""
 
 from __future__ import annotations
 

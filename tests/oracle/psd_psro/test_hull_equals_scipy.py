@@ -28,7 +28,7 @@ def _members(game: SequenceFormGame, player: int, count: int, seed: int) -> tupl
 @pytest.mark.parametrize("player", [0, 1])
 @pytest.mark.parametrize("name", ["kuhn_poker", "leduc_poker"])
 def test_plan_space_divergence_equals_the_per_state_sum_over_open_spiel_states(name, player):
-    """The chain rule of method sheet 2.2, to 1e-12: the sum over OpenSpiel's histories of reach times KL per state."""
+    """The chain rule, to 1e-12: the sum over OpenSpiel's histories of reach times KL per state."""
     game = _game(name)
     pyspiel = pytest.importorskip("pyspiel")
     tables, plans = _members(game, player, 4, seed=player)
@@ -103,7 +103,7 @@ def test_hull_distance_of_probability_vectors_equals_scipy():
 
 
 def test_closed_form_of_pure_strategies_equals_the_dense_kl():
-    """Method sheet 2.4: smoothed pure strategies against smoothed members, every pair summed densely by scipy."""
+    """Smoothed pure strategies against smoothed members, every pair summed densely by scipy."""
     special = pytest.importorskip("scipy.special")
     game, draws = random_game_of_skill(30, 0), torch.Generator().manual_seed(0)
     plans = game.plans(0, game.random_strategies(0, 6, draws))

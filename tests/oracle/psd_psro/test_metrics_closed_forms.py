@@ -1,4 +1,4 @@
-"""The compared metrics against eigenvalues, scipy's divergence and exact distances (method sheet 6.7)."""
+"""The compared metrics against eigenvalues, scipy's divergence and exact distances."""
 
 from __future__ import annotations
 

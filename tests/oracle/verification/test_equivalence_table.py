@@ -1,4 +1,4 @@
-"""Equivalence against pairs of known verdict: the method sheet's table and ``equivalence_pairs.tsv``, both ways."""
+"""Equivalence against pairs of known verdict: a table of hard cases and ``equivalence_pairs.tsv``, both ways."""
 
 from __future__ import annotations
 
@@ -58,5 +58,5 @@ def test_verdicts_equal_the_hand_written_ones(checker: SymbolicEquivalence) -> N
         (r"\unparsable{\thing}", r"\unparsable{\other}", False),
     ],
 )
-def test_table_of_the_method_sheet(checker: SymbolicEquivalence, gold: str, answer: str, equal: bool) -> None:
+def test_table_of_hard_cases(checker: SymbolicEquivalence, gold: str, answer: str, equal: bool) -> None:
     assert checker.equal(gold, answer) is equal

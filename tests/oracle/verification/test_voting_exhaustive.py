@@ -1,4 +1,4 @@
-"""pass@k against exhaustive subsets; the laws of majority voting (method sheet, oracle 10)."""
+"""pass@k against exhaustive subsets; the laws of majority voting."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_gradcheck_of_every_measure_through_behaviour():
 
 
 def test_continuous_games_measure_normalised_features():
-    """Method sheet 2.5: KL(smooth(phi(x)) || smooth(phi(x_k))), smooth: add 1e-3, normalise, the nearest member."""
+    """KL(smooth(phi(x)) || smooth(phi(x_k))), smooth: add 1e-3, normalise, the nearest member."""
     game, draws = MixtureModelGame(), torch.Generator().manual_seed(0)
     points = torch.randn(4, 2, generator=draws, dtype=torch.float64)
     plans = game.plans(0, points)

@@ -1,4 +1,4 @@
-"""Hull distances: what they must be by definition (method sheet 2.2 and 6.6)."""
+"""Hull distances: what they must be by definition."""
 
 from __future__ import annotations
 

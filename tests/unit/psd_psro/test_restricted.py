@@ -68,7 +68,7 @@ def test_anytime_strategy_of_rock_paper_scissors_is_uniform_and_unexploitable():
 
 
 def test_one_member_is_what_it_is():
-    """Rock alone: its opponent gains 1 a seat, population exploitability 2 (method sheet 6.5)."""
+    """Rock alone: its opponent gains 1 a seat, population exploitability 2."""
     found = anytime_meta_strategy(rock_paper_scissors(), [torch.tensor([[1.0, 0, 0]], dtype=torch.float64)])
     assert found.nashconv == 2
     assert found.gaps[0] == 0
