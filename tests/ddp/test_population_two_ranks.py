@@ -28,7 +28,9 @@ def test_two_ranks_equal_one_bitwise(cli, cli_process, support_configs, tmp_path
     _check(cli_process("fit", "-c", config, "-c", "hardware/ddp2", *flags, "--experiment=two"))
     one, two = (tmp_path / "runs" / each / "run-001" for each in ("one", "two"))
     assert_same_games(population(one), population(two))
-    assert_same(rows(one), rows(two))
+    # frames_seen is rank 0's count times the ranks, by design of Throughput, and games vary in length; frames is not
+    logged = [[{k: v for k, v in row.items() if k != "frames_seen"} for row in rows(folder)] for folder in (one, two)]
+    assert_same(*logged)
     if name == "psd_psro_ppo":
         assert population(two)["frames"] > 1000
         assert population(two)["payoff_table"]["counts"].max() == 64

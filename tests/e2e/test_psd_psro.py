@@ -142,7 +142,7 @@ def test_fsp_layer_is_fictitious_play(fit):
     folder = fit(
         "fsp", "psd_psro_skill", 8, "-c", "psd_psro/variant/fsp", "--model.init_args.oracle.init_args.rate=1.0"
     )
-    payoffs = random_game_of_skill(n=20, seed=0).table[0]
+    payoffs = random_game_of_skill(n=20, seed=3).table[0]
     members = population(folder)["members"][0]["members"]["strategy"][:, 0]
     played = [members[0]]
     for _ in range(8):
@@ -155,7 +155,7 @@ def test_fsp_layer_is_fictitious_play(fit):
 def test_self_play_layer_responds_to_the_newest_member(fit):
     flags = ["-c", "psd_psro/variant/self_play", "--model.init_args.oracle.init_args.rate=1.0"]
     members = population(fit("self", "psd_psro_skill", 8, *flags))["members"][0]["members"]["strategy"][:, 0]
-    payoffs = random_game_of_skill(n=20, seed=0).table[0]
+    payoffs = random_game_of_skill(n=20, seed=3).table[0]
     best = (payoffs @ members[:-1].T).argmax(0)
     assert torch.equal(members[1:], torch.eye(20, dtype=torch.float64)[best])
 

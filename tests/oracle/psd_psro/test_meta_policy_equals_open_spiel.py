@@ -32,7 +32,8 @@ def _tabular(game: SequenceFormGame, tables: list[Tensor], theirs: Any) -> Any:
 def _nash_conv(theirs: Any, policy: Any) -> float:
     from open_spiel.python.algorithms.exploitability import nash_conv
 
-    return float(nash_conv(theirs, policy))
+    found: Any = nash_conv(theirs, policy)
+    return float(found)
 
 
 @pytest.mark.parametrize(("name", "config", "count"), [("kuhn_poker", "kuhn", 4), ("leduc_poker", "leduc", 2)])
