@@ -14,12 +14,13 @@ from datamodules.games.expand import expand
 from datamodules.games.mixture_model import MixtureModelGame
 from datamodules.games.normal_form import NormalFormGame
 from datamodules.games.open_spiel_games import OpenSpielGame
+from datamodules.games.play import PADDING, play
 from datamodules.games.rules import Rules
 from datamodules.games.sequence_form import SequenceFormGame
 from datamodules.games.simulate import PolicyTables, TreeSimulator
 from datamodules.games.symmetrized import SymmetrizedGame
 from datamodules.games.tree import GameTree
-from modules.contracts import PlanGame, PlayRequest, RequestsPlay
+from modules.contracts import PlanGame, PlayRequest, RequestsPlay, RulesGame
 from modules.seeds import global_seed, stream
 
 
@@ -43,6 +44,30 @@ class _Steps(Dataset):
         return self.data.batch(self.module.play_request())
 
 
+class PlayedRules:
+    """The :class:`~modules.contracts.RulesGame` of ``rules``."""
+
+    def __init__(self, rules: Rules, symmetric: bool) -> None:
+        self.name = rules.name
+        self.num_players, self.num_actions = rules.num_players, rules.num_actions
+        self.observation_size, self.max_moves = rules.observation_size, rules.max_moves
+        self.zero_sum, self.symmetric = rules.zero_sum, symmetric
+
+    def digest(self) -> Mapping[str, str]:
+        extension = {"extension": "symmetric"} if self.symmetric else {}
+        return {"game": self.name, "observation_size": str(self.observation_size), **extension}
+
+
+def _padded(played: TensorDict, length: int) -> TensorDict:
+    """``played`` with ``length`` moves."""
+    for name, pad in zip(("observation", "legal", "action", "probability", "player"), PADDING, strict=True):
+        value: torch.Tensor = played[name]
+        shape = [len(value), length - value.shape[1], *value.shape[2:]]
+        more = torch.full(shape, pad, dtype=value.dtype, device=value.device)
+        played[name] = torch.cat([value, more], dim=1)
+    return played
+
+
 class GameDataModule(LightningDataModule):
     """Holds one game and plays it for the module in training.
 
@@ -55,9 +80,12 @@ class GameDataModule(LightningDataModule):
         symmetrize: play a two-player zero-sum game from both seats with one population (its symmetric extension).
         max_nodes: largest game tree built.
         streams: independent random streams of a step's episodes; a multiple of the number of ranks.
+        expand: build the tree; ``False``: play by the rules alone (``rules_game``), for modules that offer
+            ``plays_rules``; ``game`` stays ``None``, and nothing about the game is known exactly.
 
     Raises:
-        ValueError: a game tree larger than ``max_nodes``, or ``streams`` that ranks cannot share equally.
+        ValueError: a game tree larger than ``max_nodes``, ``streams`` that ranks cannot share equally, or a game or
+            module that needs the tree, with ``expand: false``.
     """
 
     def __init__(
@@ -66,6 +94,7 @@ class GameDataModule(LightningDataModule):
         symmetrize: bool = False,
         max_nodes: int = 5_000_000,
         streams: int = 4,
+        expand: bool = True,
     ) -> None:
         super().__init__()
         if streams < 1:
@@ -76,6 +105,9 @@ class GameDataModule(LightningDataModule):
         self.symmetrize = symmetrize
         self.max_nodes = max_nodes
         self.streams = streams
+        self.expand = expand
+        self.rules: Rules | None = None
+        self.rules_game: RulesGame | None = None
         self.game: PlanGame | None = None
         self.simulator: TreeSimulator | None = None
 
@@ -83,7 +115,9 @@ class GameDataModule(LightningDataModule):
         world = self.trainer.world_size if self.trainer is not None else 1
         if self.streams % world:
             raise ValueError(f"GameDataModule: streams must be a multiple of the {world} ranks, got {self.streams}")
-        if self.game is not None:
+        if not self.expand:
+            self._setup_rules()
+        if self.game is not None or self.rules is not None:
             return
         tree: GameTree | None = None
         game: PlanGame
@@ -105,16 +139,40 @@ class GameDataModule(LightningDataModule):
             game = SymmetrizedGame(game)
         self.game = game
 
+    def _setup_rules(self) -> None:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        if module is not None and not getattr(module, "plays_rules", False):
+            raise ValueError(
+                f"GameDataModule: expand: {type(module).__name__} needs the game tree, got expand: false: "
+                "set expand: true, or use modules.psd_psro.SampledPSRO"
+            )
+        rules = self.source
+        if not isinstance(rules, Rules):
+            raise ValueError(
+                f"GameDataModule: expand: only rules are played without a tree, got {type(rules).__name__}: set it true"
+            )
+        if self.symmetrize and (rules.num_players != 2 or not rules.zero_sum):
+            raise ValueError(f"GameDataModule: symmetrize: needs two players and zero sum, got {rules.name}")
+        self.rules, self.rules_game = rules, PlayedRules(rules, self.symmetrize)
+
     def digest(self) -> Mapping[str, str]:
-        assert self.game is not None
-        return {**self.game.digest(), "streams": str(self.streams)}
+        game = self.game or self.rules_game
+        assert game is not None
+        return {**game.digest(), "streams": str(self.streams)}
 
     def describe(self) -> Mapping[str, str]:
         return {
             "group": "[episodes] int64, group of the request",
             "returns": "[episodes, players] float64",
             "seats": "[episodes, players] int64, member per player",
-            "info_state": "[episodes, moves] int64, the mover's information state",
+            **(
+                {"info_state": "[episodes, moves] int64, the mover's information state"}
+                if self.expand
+                else {
+                    "observation": "[episodes, moves, features] float32, the mover's",
+                    "legal": "[episodes, moves, actions] bool",
+                }
+            ),
             "action": "[episodes, moves] int64",
             "player": "[episodes, moves] int64, -1 past the end",
             "probability": "[episodes, moves] float32, of the action taken",
@@ -155,7 +213,9 @@ class GameDataModule(LightningDataModule):
         """
         if request is None:
             return TensorDict({}, [0])
-        if self.simulator is None:
+        if request.policy is not None and self.rules is None:
+            raise ValueError("GameDataModule: expand: a policy plays by the rules, got a game tree: set expand: false")
+        if request.policy is None and self.simulator is None:
             raise ValueError(f"GameDataModule: {self.source} has no game tree: use exact evaluation and responses")
         if request.episodes % self.streams:
             raise ValueError(
@@ -164,20 +224,28 @@ class GameDataModule(LightningDataModule):
             )
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-        tables = self.simulator.prepare(request.tables)
+        tables = self.simulator.prepare(request.tables) if self.simulator is not None else None
         played = [self._play(tables, request, number) for number in range(rank, self.streams, world)]
+        if self.rules is not None and not request.returns_only:  # ranks that gather episodes need one shape
+            length = self.rules.max_moves if world > 1 else max(one["player"].shape[1] for one in played)
+            played = [_padded(one, length) for one in played]
         return TensorDict.cat(played)  # pyright: ignore[reportReturnType]
 
-    def _play(self, tables: PolicyTables, request: PlayRequest, number: int) -> TensorDict:
-        assert self.simulator is not None
-        generator = stream(global_seed(), *request.key, number, device=self.simulator.device)
+    def _play(self, tables: PolicyTables | None, request: PlayRequest, number: int) -> TensorDict:
+        device = self.simulator.device if self.simulator is not None else request.weights[0].device
+        generator = stream(global_seed(), *request.key, number, device=device)
         count = request.episodes // self.streams
         groups = request.weights[0].shape[0]
         seats = torch.stack(
             [torch.multinomial(weights, count, replacement=True, generator=generator) for weights in request.weights],
             -1,
         ).flatten(0, 1)  # [groups * episodes, players]
-        if request.returns_only:
+        if self.simulator is None or tables is None:
+            assert self.rules is not None
+            assert request.policy is not None
+            played = play(self.rules, request.policy, seats, generator)
+            played = played.select("returns", "seats") if request.returns_only else played
+        elif request.returns_only:
             returns = self.simulator.play(tables, seats, generator, returns_only=True)
             played = TensorDict({"returns": returns, "seats": seats}, [len(seats)])
         else:

@@ -6,7 +6,7 @@ A class takes part by having the member; nothing needs to inherit from these. Ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -182,16 +182,38 @@ class TabularGame(PlanGame, Protocol):
         ...
 
 
+@runtime_checkable
+class RulesGame(Protocol):
+    """A game that is played by its rules alone, move by move, where its tree would be too large.
+
+    ``symmetric``: two players, zero-sum, and one population plays both seats (half of the games each), so that
+    policies must be told the seat. ``max_moves`` bounds the moves of one game, chance included.
+    """
+
+    name: str
+    num_players: int
+    num_actions: int
+    observation_size: int
+    max_moves: int
+    zero_sum: bool
+    symmetric: bool
+
+    def digest(self) -> Mapping[str, str]: ...
+
+
 @dataclass(frozen=True)
 class PlayRequest:
     """Episodes that a module wants before its next step; see :class:`RequestsPlay`.
 
     Args:
-        tables: per player ``[members, states, actions]``, the policies that may sit down.
+        tables: per player ``[members, states, actions]``, the policies that may sit down; empty with ``policy``.
         weights: per player ``[groups, members]``, from which each episode of a group draws its members.
         episodes: episodes per group, over all ranks.
         key: identifies the step, for random streams that depend on nothing else.
         returns_only: leave out the moves.
+        policy: plays a :class:`RulesGame` on the device of ``weights``, in place of ``tables``:
+            ``(observation [rows, features], legal [rows, actions], player [rows], seat [rows])`` to probabilities
+            ``[rows, actions]``, where ``seat`` is the member drawn for the mover.
     """
 
     tables: Sequence[torch.Tensor]
@@ -199,6 +221,7 @@ class PlayRequest:
     episodes: int
     key: tuple[int, ...]
     returns_only: bool = False
+    policy: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
 
 @runtime_checkable
@@ -208,6 +231,7 @@ class RequestsPlay(Protocol):
     The batch is a TensorDict ``[episodes]`` with ``group``, ``returns`` ``[episodes, players]``, ``seats``
     ``[episodes, players]`` (member per player), ``stream`` (random stream that it was played with) and, unless left
     out, ``info_state``, ``action``, ``player`` (-1: past the end) and ``probability``, each ``[episodes, moves]``.
+    Episodes of a ``policy`` have ``observation`` ``[.., features]`` and ``legal`` ``[.., actions]`` for ``info_state``.
     """
 
     steps_per_iteration: int

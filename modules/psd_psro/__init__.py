@@ -12,6 +12,7 @@ from modules.psd_psro.diversity import (
 from modules.psd_psro.module import PSDPSRO
 from modules.psd_psro.neural_oracle import NeuralOracle
 from modules.psd_psro.oracles import ExactResponse, GradientResponse
+from modules.psd_psro.sampled import SampledPSRO
 from modules.psd_psro.schemes import Anytime, ExtensiveFormOracle, Pipeline, Rectified, Sequential
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Pipeline",
     "PolicySpaceDiversity",
     "Rectified",
+    "SampledPSRO",
     "Sequential",
     "Sigmoid",
 ]
