@@ -166,18 +166,19 @@ class ResponseOracleLoop(LightningModule):
         """Sum of ``value`` over ranks, the same on all."""
         if self.trainer.world_size == 1:
             return value
-        total = value.clone()
+        total = value.to(self.device, copy=True)  # NCCL reduces on its devices only
         torch.distributed.all_reduce(total)
-        return total
+        return total.to(value.device)
 
     def gather_episodes(self, batch: TensorDict) -> TensorDict:
         """The episodes of all ranks, ordered by random stream: the same on any number of ranks."""
         if self.trainer.world_size > 1:
             parts = {}
             for key, value in batch.items():
-                gathered = [torch.empty_like(value) for _ in range(self.trainer.world_size)]
-                torch.distributed.all_gather(gathered, value.contiguous())
-                parts[key] = torch.cat(gathered)
+                mine = value.to(self.device).contiguous()
+                gathered = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
+                torch.distributed.all_gather(gathered, mine)
+                parts[key] = torch.cat(gathered).to(value.device)
             batch = TensorDict(parts, batch_size=[len(parts["stream"])])
         return batch[batch["stream"].argsort(stable=True)]
 
@@ -230,10 +231,10 @@ class ResponseOracleLoop(LightningModule):
                     f"{type(self).__name__}: the checkpoint was written for {field} {theirs}, the config names {mine}: "
                     "resume with the run's own config"
                 )
-        if state["cursor"] and state["steps"] != [self.response_steps, self.evaluation_steps]:
+        if state["steps"] != [self.response_steps, self.evaluation_steps]:  # Lightning counts batches of the old length
             raise ValueError(
-                f"{type(self).__name__}: the checkpoint lies inside an iteration of {state['steps']} response and "
-                f"evaluation steps, the config has {[self.response_steps, self.evaluation_steps]}: keep them equal"
+                f"{type(self).__name__}: the checkpoint's iterations have {state['steps']} response and evaluation "
+                f"steps, the config has {[self.response_steps, self.evaluation_steps]}: keep them equal"
             )
         self.members = [Members() for _ in state["members"]]
         for members, saved in zip(self.members, state["members"], strict=True):

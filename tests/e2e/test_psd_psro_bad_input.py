@@ -170,3 +170,13 @@ def test_checkpoint_of_another_game_is_refused(cli, capfd, tmp_path):
         assert "kuhn_poker(players=2)" in said[0]
         assert named in said[0]
         assert "Traceback" not in said[0]
+
+
+def test_resume_with_another_number_of_steps_is_refused(cli, support_configs, capsys):
+    """Even between iterations: Lightning would skip or cut short the first one."""
+    run = ["fit", "-c", support_configs / "psd_psro_ppo.yaml", "--experiment=steps"]
+    assert cli(*run, "--trainer.max_epochs=1") == 0
+    capsys.readouterr()
+    assert cli(*run, "--ckpt_path", "last", "--model.init_args.oracle.init_args.updates=5") == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "steps, the config has [5, 4]: keep them equal" in error
