@@ -154,6 +154,21 @@ class ResponseOracleLoop(LightningModule):
             logger.log_metrics(row, step=self.trainer.global_step)  # whatever log_every_n_steps is
         self.begin_iteration()
 
+    def check_shares(self, seats: int, **episodes: int) -> None:
+        """Whether the datamodule's random streams can share out each of ``episodes`` over so many seats.
+
+        Raises:
+            ValueError: naming the setting.
+        """
+        share = int(getattr(getattr(self.trainer, "datamodule", None), "streams", 1)) * seats
+        for field, count in episodes.items():
+            if count % share:
+                both = f" times the {seats} seats" if seats > 1 else ""
+                raise ValueError(
+                    f"{type(self).__name__}: {field} must be a multiple of {share}, the datamodule's streams{both}, "
+                    f"got {count}"
+                )
+
     # -- ranks --------------------------------------------------------------------------------------------------------
     def decide(self, make: Callable[[], T]) -> T:
         """The value of ``make()`` on rank 0, on all ranks: a decision is made once."""

@@ -19,7 +19,7 @@ from modules.population.members import Members
 from modules.population.meta_solvers import MetaSolver, NashLP
 from modules.population.payoff_table import PayoffTable
 from modules.psd_psro.diversity import Diversity, DiversityContext, NoDiversity, PolicySpaceDiversity
-from modules.psd_psro.neural_oracle import PlayedGame
+from modules.psd_psro.neural_oracle import NeuralOracle, PlayedGame
 from modules.psd_psro.oracles import COIN, EVALUATE, INITIAL, ExactResponse, Oracle, Round, Task
 from modules.psd_psro.schemes import Learner, MetaGame, Scheme, Sequential, solve
 from modules.seeds import global_seed, stream
@@ -121,16 +121,13 @@ class PSDPSRO(ResponseOracleLoop):
             )
         if self.evaluation == "sampled" and not isinstance(game, PlayedGame):
             raise ValueError(f"PSDPSRO: {game.name} is not played move by move: use evaluation: exact")
-        share = int(getattr(getattr(self.trainer, "datamodule", None), "streams", 1)) * (2 if game.symmetric else 1)
-        asked = {"oracle.episodes": getattr(self.oracle, "episodes", None)}
+        asked = {}
+        if isinstance(self.oracle, NeuralOracle):
+            asked["oracle.episodes"] = self.oracle.episodes
         if self.evaluation == "sampled":
             asked["simulations / evaluation_steps"] = self.simulations // self.evaluation_steps
-        for field, episodes in asked.items():
-            if episodes is not None and isinstance(game, PlayedGame) and episodes % share:
-                seats = " times the 2 seats" if game.symmetric else ""
-                raise ValueError(
-                    f"PSDPSRO: {field} must be a multiple of {share}, the datamodule's streams{seats}, got {episodes}"
-                )
+        if isinstance(game, PlayedGame):
+            self.check_shares(2 if game.symmetric else 1, **asked)
 
     @property
     def the_game(self) -> PlanGame:

@@ -116,18 +116,11 @@ class SampledPSRO(ResponseOracleLoop):
                 f"SampledPSRO: meta_solver: NashLP needs two players and zero sum, got {game.name}: use AlphaRank or "
                 "ProjectedReplicator"
             )
-        seats = 2 if game.symmetric else 1
-        share = int(getattr(data, "streams", 1)) * seats
         asked = {
             "episodes": self.episodes_per_update,
             "simulations / evaluation_steps": self.simulations // self.evaluation_steps,
         }
-        for field, episodes in asked.items():
-            if episodes % share:
-                raise ValueError(
-                    f"SampledPSRO: {field} must be a multiple of {share}, the datamodule's streams"
-                    f"{' times the 2 seats' if game.symmetric else ''}, got {episodes}"
-                )
+        self.check_shares(2 if game.symmetric else 1, **asked)
         self.game = game
         self.networks = ActorNetworks(game, self.response)
         # groups of episodes: which population learns, and in which seat
