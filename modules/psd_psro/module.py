@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from tensordict import TensorDict
@@ -14,18 +13,18 @@ from torch import Tensor
 from modules.contracts import PlanGame, PlayRequest
 from modules.population.exploitability import mixture_plans, nash_conv, population_exploitability
 from modules.population.export import export_solution
-from modules.population.loop import ResponseOracleLoop
 from modules.population.members import Members
 from modules.population.meta_solvers import MetaSolver, NashLP
 from modules.population.payoff_table import PayoffTable
 from modules.psd_psro.diversity import Diversity, DiversityContext, NoDiversity, PolicySpaceDiversity
+from modules.psd_psro.game_loop import GameLoop
 from modules.psd_psro.neural_oracle import NeuralOracle, PlayedGame
 from modules.psd_psro.oracles import COIN, EVALUATE, INITIAL, ExactResponse, Oracle, Round, Task
 from modules.psd_psro.schemes import Learner, MetaGame, Scheme, Sequential, solve
 from modules.seeds import global_seed, stream
 
 
-class PSDPSRO(ResponseOracleLoop):
+class PSDPSRO(GameLoop):
     """Policy-space response oracles with a diversity term; the defaults are plain PSRO with exact responses.
 
     Every iteration: the scheme names learners and their opponents, the oracle trains them to maximise
@@ -54,6 +53,9 @@ class PSDPSRO(ResponseOracleLoop):
     Raises:
         ValueError: a value out of range; at set-up, settings that the game does not admit.
     """
+
+    game: PlanGame | None
+    summary_metrics = ("meta/nashconv", "meta/population_exploitability", "meta/members")
 
     def __init__(
         self,
@@ -98,7 +100,6 @@ class PSDPSRO(ResponseOracleLoop):
                 f"{type(self.scheme).__name__}, got {initial_members}"
             )
         self.init = init
-        self.game: PlanGame | None = None
         self.learners: list[Learner] = []
         self._cuts: list[Tensor] | None = None
         self._response_metrics: dict[str, float] = {}
@@ -131,26 +132,11 @@ class PSDPSRO(ResponseOracleLoop):
 
     @property
     def the_game(self) -> PlanGame:
-        if self.game is None:
-            raise RuntimeError("PSDPSRO: no game yet: it comes from the datamodule at setup")
-        return self.game
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether one population plays both seats."""
-        return self.the_game.symmetric
-
-    @property
-    def populations(self) -> int:
-        return 1 if self.symmetric else self.the_game.num_players
+        return cast(PlanGame, super().the_game)  # checked at set-up; a protocol check is slow
 
     @property
     def response_steps(self) -> int:
         return self.oracle.steps
-
-    @property
-    def evaluation_steps(self) -> int:
-        return self._evaluation_steps
 
     def digest(self) -> Mapping[str, str]:
         return {} if self.game is None else self.game.digest()
@@ -162,9 +148,6 @@ class PSDPSRO(ResponseOracleLoop):
             self._plans = [self.the_game.plans(p, members["strategy"]) for p, members in enumerate(self.members)]
         return self._plans
 
-    def _per_player(self, by_population: list[Tensor]) -> list[Tensor]:
-        return by_population * 2 if self.symmetric else by_population
-
     def initialise(self) -> None:
         game = self.the_game
         self.members, self._plans = [], None
@@ -172,7 +155,8 @@ class PSDPSRO(ResponseOracleLoop):
         for population in range(self.populations):
             self.members.append(Members())
             self._append_fresh(population, self.initial_members, 0)
-        self._evaluate_exactly() if self.evaluation == "exact" else None
+        if self.evaluation == "exact":
+            self._evaluate_exactly()
         self._solve_meta_game()
 
     def _append_fresh(self, population: int, count: int, number: int) -> None:
@@ -296,16 +280,10 @@ class PSDPSRO(ResponseOracleLoop):
                 self._append_fresh(population, 1, self.iteration + 1)
 
     def evaluation_step(self, batch: TensorDict, step: int) -> dict[str, Tensor]:
-        assert self.payoff_table is not None
         if self.evaluation == "exact":
             self._evaluate_exactly()
             return {}
-        cells = self.payoff_table.missing(self.simulations)
-        if len(cells):
-            seating, cell = batch["group"] // len(cells), batch["group"] % len(cells)
-            played = torch.where((seating == 1).unsqueeze(-1), cells[cell].flip(-1), cells[cell])
-            self.payoff_table.add(played, batch["returns"], reduce=self.all_sum)
-            self.episodes += len(cells) * (self.simulations // self.evaluation_steps)
+        self.add_games(batch)
         return {}
 
     def _evaluate_exactly(self) -> None:
@@ -321,22 +299,15 @@ class PSDPSRO(ResponseOracleLoop):
             return self.oracle.play_request(self.cursor)
         if self.evaluation == "exact":
             return None
-        assert self.payoff_table is not None
         game = self.the_game
         assert isinstance(game, PlayedGame)
-        cells = self.payoff_table.missing(self.simulations)
-        tables, weights = [], []
+        tables = []
         for player, (population, first) in enumerate(
             (p, first) for p in range(self.populations) for _, first in game.seats(p)
         ):
             members = self.members[population]["strategy"]
             tables.append(members[:, first : first + game.num_states(player)])
-            chosen = cells[:, player] if len(cells) else torch.zeros(1, dtype=torch.int64)
-            weights.append(torch.nn.functional.one_hot(chosen, len(members)).double())
-        episodes = self.simulations // self.evaluation_steps
-        if self.symmetric:  # each seating of a pair half of the games
-            weights = [torch.cat([a, b]) for a, b in zip(weights, weights[::-1], strict=True)]
-            episodes //= 2
+        weights, episodes = self.cell_weights()
         return PlayRequest(tables, weights, episodes, (EVALUATE, self.iteration, self.cursor), returns_only=True)
 
     def _solve_meta_game(self) -> None:
@@ -384,31 +355,22 @@ class PSDPSRO(ResponseOracleLoop):
         game = self.the_game
         plans = self.profile()
         total, _ = nash_conv(game, plans)
-        entropy = [float(-(torch.special.xlogy(sigma, sigma)).sum()) for sigma in self.meta_strategies]
         metrics = {
             "meta/nashconv": float(total),
             "meta/exploitability": float(total) / game.num_players,
             "meta/value": float(plans[0] @ game.payoff_vector(0, plans)),
-            "meta/entropy": sum(entropy) / len(entropy),
-            "meta/support": sum(float((s > 1e-6).sum()) for s in self.meta_strategies) / self.populations,
-            "meta/members": sum(len(m) for m in self.members) / self.populations,
+            **self.meta_figures(),
         }
-        if self.evaluation == "sampled" and self.payoff_table is not None:
-            error = self.payoff_table.standard_error()
-            metrics["meta/standard_error"] = float(error[error.isfinite()].max()) if error.numel() else math.nan
+        if self.evaluation == "sampled":
+            metrics |= self.largest_error()
         if population and game.zero_sum and game.num_players == 2:
             found = population_exploitability(game, self.member_plans(), cuts=self._cuts)
             self._cuts = found.cuts
             metrics["meta/population_exploitability"] = found.value
         return metrics
 
-    # -- test ---------------------------------------------------------------------------------------------------------
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        if self.payoff_table is None:
-            raise ValueError("PSDPSRO: test needs a trained population: give --ckpt_path")
-        self.log_dict(
-            {f"test/{key.removeprefix('meta/')}": value for key, value in self.measure(True).items()}, batch_size=1
-        )
+    def final_figures(self) -> dict[str, float]:
+        return self.measure(population=True)
 
     def export_pretrained(self, folder: str | Path) -> None:
         """Write the solution: policies, members, payoffs; see :func:`modules.population.export.export_solution`."""
@@ -418,14 +380,6 @@ class PSDPSRO(ResponseOracleLoop):
             figures = {"iteration": self.iteration, "episodes": self.episodes, **self.measure(False)}
             payoffs = self._known_payoffs()
             export_solution(folder, self.the_game, self.profile(), payoffs, self.meta_strategies, strategies, figures)
-
-    def summary_rows(self) -> Mapping[str, str]:
-        rows = {}
-        for key in ("meta/nashconv", "meta/population_exploitability", "meta/members"):
-            points = self.history.get(key)
-            if points:
-                rows[key] = f"{points[0][2]:.6g} -> {points[-1][2]:.6g}"
-        return rows
 
     # -- state --------------------------------------------------------------------------------------------------------
     def method_state(self) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from modules.contracts import PlayRequest, RulesGame
 from modules.files import atomic_directory, write_json
-from modules.population.loop import ResponseOracleLoop
 from modules.population.members import Members
 from modules.population.meta_solvers import MetaSolver, NashLP, deviation_payoffs, meta_values
 from modules.population.neural import PPOResponse
 from modules.population.payoff_table import PayoffTable
+from modules.psd_psro.game_loop import GameLoop
 from modules.psd_psro.hull import sampled_hull
 from modules.psd_psro.oracles import EVALUATE, INITIAL, PLAY, UPDATE
 from modules.psd_psro.policies import ActorNetworks, SeatedPolicies
@@ -27,7 +27,7 @@ from modules.psd_psro.schemes import solve as solve_meta_game
 from modules.seeds import global_seed, stream
 
 
-class SampledPSRO(ResponseOracleLoop):
+class SampledPSRO(GameLoop):
     """Policy-space response oracles by play alone: PPO responses, sampled payoff cells, a sampled hull distance.
 
     For games played by their rules (``GameDataModule`` with ``expand: false``). Each iteration every population trains
@@ -64,6 +64,8 @@ class SampledPSRO(ResponseOracleLoop):
         ValueError: a value out of range, a datamodule without played rules, or a solver that does not fit the game.
     """
 
+    game: RulesGame | None
+    summary_metrics = ("meta/nashconv_lower", "meta/support", "meta/members")
     plays_rules = True  # what GameDataModule asks for before it leaves out the tree
 
     def __init__(
@@ -99,7 +101,6 @@ class SampledPSRO(ResponseOracleLoop):
         self.hull_distance: Literal["none", "vertices", "mixture"] = hull_distance
         self.weight, self.max_bonus = weight, max_bonus
         self.simulations, self._evaluation_steps = simulations, evaluation_steps
-        self.game: RulesGame | None = None
         self.learners: list[PPOResponse] = []
 
     # -- set-up -------------------------------------------------------------------------------------------------------
@@ -128,27 +129,8 @@ class SampledPSRO(ResponseOracleLoop):
         self._place = torch.device(self.trainer.strategy.root_device)
 
     @property
-    def the_game(self) -> RulesGame:
-        if self.game is None:
-            raise RuntimeError("SampledPSRO: no game yet: it comes from the datamodule at setup")
-        return self.game
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether one population plays both seats."""
-        return self.the_game.symmetric
-
-    @property
-    def populations(self) -> int:
-        return 1 if self.symmetric else self.the_game.num_players
-
-    @property
     def response_steps(self) -> int:
         return self.updates
-
-    @property
-    def evaluation_steps(self) -> int:
-        return self._evaluation_steps
 
     def digest(self) -> Mapping[str, str]:
         if self.game is None:
@@ -219,16 +201,8 @@ class SampledPSRO(ResponseOracleLoop):
         return PlayRequest((), weights, episodes, (PLAY, self.iteration, self.cursor), policy=policy)
 
     def _evaluation_games(self) -> PlayRequest:
-        assert self.payoff_table is not None
-        cells, weights = self.payoff_table.missing(self.simulations), []
-        for player in range(self.the_game.num_players):
-            chosen = cells[:, player] if len(cells) else torch.zeros(1, dtype=torch.int64)
-            size = len(self.members[self._population(player)])
-            weights.append(torch.nn.functional.one_hot(chosen, size).double().to(self._place))
-        episodes = self.simulations // self.evaluation_steps
-        if self.symmetric:  # each seating of a pair half of the games
-            weights = [torch.cat([a, b]) for a, b in zip(weights, weights[::-1], strict=True)]
-            episodes //= 2
+        weights, episodes = self.cell_weights()
+        weights = [rows.to(self._place) for rows in weights]
         policy = SeatedPolicies(self.networks, [self.actors(p) for p in range(self.populations)])
         key = (EVALUATE, self.iteration, self.cursor)
         return PlayRequest((), weights, episodes, key, returns_only=True, policy=policy)
@@ -290,14 +264,7 @@ class SampledPSRO(ResponseOracleLoop):
             self._append(population, learner)
 
     def evaluation_step(self, batch: TensorDict, step: int) -> dict[str, Tensor]:
-        assert self.payoff_table is not None
-        cells = self.payoff_table.missing(self.simulations)
-        if len(cells):
-            group = batch["group"].cpu()
-            seating, cell = group // len(cells), group % len(cells)
-            played = torch.where((seating == 1).unsqueeze(-1), cells[cell].flip(-1), cells[cell])
-            self.payoff_table.add(played, batch["returns"], reduce=self.all_sum)
-            self.episodes += len(cells) * (self.simulations // self.evaluation_steps)
+        self.add_games(batch)
         return {}
 
     def solve(self) -> dict[str, float]:
@@ -307,9 +274,6 @@ class SampledPSRO(ResponseOracleLoop):
         payoffs = self.payoff_table.mean()
         self.meta_strategies = self.decide(lambda: solve_meta_game(self.meta_solver, payoffs, self.symmetric))
         return {"meta/nashconv_lower": gain, "meta/nashconv_lower_error": error, **self.measure()}
-
-    def _per_player(self, by_population: list[Tensor]) -> list[Tensor]:
-        return by_population * 2 if self.symmetric else by_population
 
     def response_gain(self) -> tuple[float, float]:
         """What the newest members gain over the meta-strategies before them, summed over players; standard error.
@@ -331,22 +295,11 @@ class SampledPSRO(ResponseOracleLoop):
     def measure(self) -> dict[str, float]:
         """Figures of the meta-strategies."""
         assert self.payoff_table is not None
-        mixtures = self.meta_strategies
-        error = self.payoff_table.standard_error()
-        values = meta_values(self.payoff_table.mean(), self._per_player(mixtures))
-        return {
-            "meta/value": float(values[0]),
-            "meta/entropy": sum(float(-torch.special.xlogy(s, s).sum()) for s in mixtures) / len(mixtures),
-            "meta/support": sum(float((s > 1e-6).sum()) for s in mixtures) / len(mixtures),
-            "meta/members": sum(len(m) for m in self.members) / len(mixtures),
-            "meta/standard_error": float(error[error.isfinite()].max()),
-        }
+        values = meta_values(self.payoff_table.mean(), self._per_player(self.meta_strategies))
+        return {"meta/value": float(values[0]), **self.meta_figures(), **self.largest_error()}
 
-    # -- test and summary ---------------------------------------------------------------------------------------------
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        if self.payoff_table is None:
-            raise ValueError("SampledPSRO: test needs a trained population: give --ckpt_path")
-        self.log_dict({f"test/{key.removeprefix('meta/')}": v for key, v in self.measure().items()}, batch_size=1)
+    def final_figures(self) -> dict[str, float]:
+        return self.measure()
 
     def export_pretrained(self, folder: str | Path) -> None:
         """Write the solution without pickled objects, replacing ``folder`` atomically.
@@ -368,13 +321,6 @@ class SampledPSRO(ResponseOracleLoop):
             np.savez_compressed(stream, **content)
             about = {"game": self.the_game.name, "widths": self.networks.mlp.widths, "symmetric": self.symmetric}
             write_json(target / "solution.json", {**about, "activation": self.response.activation, **figures})
-
-    def summary_rows(self) -> Mapping[str, str]:
-        rows = {}
-        for key in ("meta/nashconv_lower", "meta/support", "meta/members"):
-            if points := self.history.get(key):
-                rows[key] = f"{points[0][2]:.6g} -> {points[-1][2]:.6g}"
-        return rows
 
     # -- state --------------------------------------------------------------------------------------------------------
     def method_state(self) -> dict[str, Any]:
