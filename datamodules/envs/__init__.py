@@ -1,0 +1,1 @@
+"""Environments as TorchRL EnvBase: tensor-native and batched first, adapters to third-party packages beside them."""
