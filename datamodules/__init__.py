@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.corpus_data import CorpusDataModule
     from datamodules.game_data import GameDataModule
+    from datamodules.marl_data import MARLDataModule
     from datamodules.math_data import MathTaskDataModule
     from datamodules.sft_data import SFTDataModule
 
-__all__ = ["CorpusDataModule", "GameDataModule", "MathTaskDataModule", "SFTDataModule"]
+__all__ = ["CorpusDataModule", "GameDataModule", "MARLDataModule", "MathTaskDataModule", "SFTDataModule"]
 
 _HOMES = {
     "CorpusDataModule": "datamodules.corpus_data",
     "GameDataModule": "datamodules.game_data",
+    "MARLDataModule": "datamodules.marl_data",
     "MathTaskDataModule": "datamodules.math_data",
     "SFTDataModule": "datamodules.sft_data",
 }

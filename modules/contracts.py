@@ -91,6 +91,91 @@ class RankStatefulData(Protocol):
 
 
 @runtime_checkable
+class RankFilesData(Protocol):
+    """A datamodule with state too large for the ``rank-<k>`` file: a folder of its own beside it (replay)."""
+
+    def save_rank_files(self, folder: Path, previous: Path | None) -> None:
+        """Write everything into ``folder`` (empty, renamed into place when all is on disk).
+
+        ``previous``: the folder of this run's last save, whose unchanged files may be hard-linked.
+        """
+        ...
+
+    def load_rank_files(self, folder: Path) -> None:
+        """Go on from what :meth:`save_rank_files` wrote; called before training.
+
+        Raises:
+            ValueError: naming a missing or damaged file.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class MultiAgentSpec:
+    """What a multi-agent module must know of its environment before it can build networks.
+
+    ``state_size`` is that of ``state`` where the environment has one of its own (``own_state``), else
+    ``num_agents * observation_size``. ``restricts_actions``: available actions vary. ``common_reward``: all agents
+    always get the same.
+    """
+
+    task: str
+    num_agents: int
+    num_actions: int
+    observation_size: int
+    state_size: int
+    episode_limit: int
+    own_state: bool = False
+    restricts_actions: bool = False
+    common_reward: bool = False
+
+
+@runtime_checkable
+class ActsMultiAgent(Protocol):
+    """A module that acts for all agents of many environment copies at once, in tensors.
+
+    ``carry`` is what a policy remembers within an episode (hidden state, drawn member, latent), tensors ``[envs, ...]``.
+    Random numbers come from ``generator`` alone. ``frames``: environment steps so far over all ranks, for schedules;
+    ``None``: evaluation, no exploration.
+    """
+
+    def begin(
+        self, observation: torch.Tensor, state: torch.Tensor, generator: torch.Generator, frames: int | None
+    ) -> dict[str, torch.Tensor]:
+        """The carry of fresh episodes whose first ``observation`` is ``[envs, agents, features]``."""
+        ...
+
+    def act(
+        self,
+        observation: torch.Tensor,
+        legal: torch.Tensor | None,
+        carry: dict[str, torch.Tensor],
+        generator: torch.Generator,
+        frames: int | None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Actions ``[envs, agents]`` int64, each available under ``legal`` ``[envs, agents, actions]``, and the carry."""
+        ...
+
+
+@runtime_checkable
+class LearnsFromReplay(Protocol):
+    """An off-policy module that says which minibatches it wants.
+
+    A batch is a TensorDict ``[minibatches, items]``: ``observation`` ``[.., steps + 1, agents, features]``, ``legal``
+    likewise (only where the environment restricts actions), ``state`` ``[.., steps + 1, features]`` (only where the
+    environment has one of its own), ``action`` ``[.., steps, agents]``, ``reward`` ``[.., steps, agents]`` (each
+    agent's), ``terminated`` ``[.., steps]`` (no value beyond), ``filled`` ``[.., steps]`` (False: padding) and
+    ``member_mask`` ``[.., members]`` bool (bootstrap bits of the item). An item is one step, or with ``sequences`` a
+    whole episode, padded.
+    """
+
+    minibatches: int
+    sequences: bool
+    members: int
+    bootstrap_p: float
+
+
+@runtime_checkable
 class HasDigest(Protocol):
     """A datamodule or module whose identity must agree on all ranks before training starts.
 

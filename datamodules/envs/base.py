@@ -35,6 +35,7 @@ class MultiAgentEnv(EnvBase):
     - ``("agents", "reward")`` ``[envs, agents, 1]`` float32: each agent's own;
     - ``state`` ``[envs, state_features]`` float32: for centralised training; agents' observations side by side unless
       the environment has a state of its own;
+    - ``is_init`` ``[envs, 1]`` bool: the first step of an episode;
     - ``done``, ``terminated``, ``truncated`` ``[envs, 1]`` bool.
 
     Args:
@@ -54,6 +55,8 @@ class MultiAgentEnv(EnvBase):
     name = "environment"
     common_reward = False
     """Whether all agents always get the same reward."""
+    exact_resume = True
+    """Whether :meth:`restore` goes on exactly; else it starts new episodes."""
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class MultiAgentEnv(EnvBase):
                     shape=(envs, agents),
                 ),
                 "state": Unbounded((envs, self.state_size), dtype=torch.float32, device=place),
+                "is_init": Categorical(2, (envs, 1), dtype=torch.bool, device=place),
             },
             shape=(envs,),
         )
@@ -123,6 +127,16 @@ class MultiAgentEnv(EnvBase):
         self.done_spec = Composite(
             done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(envs,)
         )
+
+    @property
+    def restricts_actions(self) -> bool:
+        """Whether available actions vary."""
+        return type(self)._legal is not MultiAgentEnv._legal
+
+    @property
+    def own_state(self) -> bool:
+        """Whether ``state`` is more than the agents' observations side by side."""
+        return type(self)._global_state is not MultiAgentEnv._global_state
 
     # -- what a subclass writes ---------------------------------------------------------------------------------------
     @abstractmethod
@@ -225,7 +239,7 @@ class MultiAgentEnv(EnvBase):
         chosen = tensordict.get("_reset", None) if tensordict is not None else None
         self.restart(None if chosen is None else chosen.reshape(self.envs).nonzero().squeeze(1))
         flag = torch.zeros(self.envs, 1, dtype=torch.bool, device=self.device)
-        return self._seen(flag, flag.clone())
+        return self._seen(flag, flag.clone(), first=True)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         actions = tensordict[GROUP, "action"]
@@ -234,7 +248,7 @@ class MultiAgentEnv(EnvBase):
         seen = self._seen(terminated.unsqueeze(1), truncated.unsqueeze(1))
         return seen.set((GROUP, "reward"), reward.unsqueeze(-1))
 
-    def _seen(self, terminated: Tensor, truncated: Tensor) -> TensorDict:
+    def _seen(self, terminated: Tensor, truncated: Tensor, first: bool = False) -> TensorDict:
         observation, legal, state = self.observe()
         place = self.device
         agents = TensorDict(
@@ -244,6 +258,7 @@ class MultiAgentEnv(EnvBase):
             {
                 GROUP: agents,
                 "state": state,
+                "is_init": torch.full_like(terminated, first),
                 "done": terminated | truncated,
                 "terminated": terminated,
                 "truncated": truncated,

@@ -1,0 +1,1 @@
+"""The rollout core: environments stepped by a policy, replay, evaluation, and their exact position."""

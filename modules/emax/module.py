@@ -1,0 +1,561 @@
+"""EMAX and the value-based multi-agent learners under it: IDQN, VDN and QMIX, one or K members of each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from modules.contracts import MultiAgentSpec
+from modules.emax.acting import (
+    NEVER,
+    best_action,
+    boltzmann_action,
+    ensemble_moments,
+    majority_vote,
+    member_utilities,
+    with_random,
+)
+from modules.emax.policy import MultiAgentPolicy
+from modules.emax.rewards import RewardScale
+from modules.emax.settings import AgentNetwork, Clip, Ensemble, Explorer, Mixing, Reward, Target
+from modules.networks.mixers import QMixer, SumMixer
+from modules.networks.stacked_agents import StackedAgents
+from modules.objectives.td import masked_max
+from modules.seeds import global_seed, stream
+
+_INIT_STREAM = 41  # keeps initial weights apart from other uses of the run's seed
+
+
+class DivergenceError(RuntimeError):
+    """Training has left the range of values that rewards allow, or is no longer finite."""
+
+
+class ValueMARL(LightningModule):
+    """Value-based cooperative multi-agent learning with an ensemble of K members (EMAX; Schaefer et al. 2025).
+
+    With the defaults this is VDN; ``mixing`` makes it IDQN or QMIX, and ``ensemble``, ``explorer``, ``target`` and
+    ``evaluator`` make it EMAX: act by ``mean + beta * std`` over members, bootstrap from the ensemble's average, and
+    evaluate by majority vote. One Adam serves all members and the mixer.
+
+    Metrics: ``train/loss``; ``q/mean``, ``q/std`` (over members), ``ucb/disagree`` (share of actions in which UCB
+    differs from the greedy mean), ``vote/agreement``, ``target/mean``, ``grad/norm`` (mean over members),
+    ``train/epsilon``, ``frames``; in evaluation ``val/return`` (undiscounted team return), ``val/return_iqm``,
+    ``val/length``.
+
+    Args:
+        ensemble, explorer, target, mixing, network, reward, clip: see :mod:`modules.emax.settings`.
+        evaluator: how evaluation acts: ``majority_vote``, ``greedy_mean``, or ``greedy_member`` (the first).
+        gamma: discount, in [0, 1].
+        learning_rate: Adam's.
+        adam_eps: Adam's epsilon.
+        divergence_limit: stop where the mean absolute target exceeds this multiple of the greatest return that the
+            rewards seen allow, ``max |r| / (1 - gamma)``; ``None``: never.
+
+    Raises:
+        ValueError: a setting out of range, or one that does not fit the environment (at set-up).
+    """
+
+    work_unit = "frames"
+
+    def __init__(
+        self,
+        ensemble: Ensemble | None = None,
+        explorer: Explorer | None = None,
+        target: Target | None = None,
+        mixing: Mixing | None = None,
+        network: AgentNetwork | None = None,
+        reward: Reward | None = None,
+        clip: Clip | None = None,
+        evaluator: Literal["majority_vote", "greedy_mean", "greedy_member"] = "greedy_mean",
+        gamma: float = 0.99,
+        learning_rate: float = 5e-4,
+        adam_eps: float = 1e-8,
+        divergence_limit: float | None = 10.0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= gamma <= 1.0:
+            raise ValueError(f"ValueMARL: gamma must be in [0, 1], got {gamma}")
+        if not (learning_rate > 0.0 and adam_eps > 0.0):
+            raise ValueError(
+                f"ValueMARL: learning_rate and adam_eps must be > 0, got {learning_rate} and {adam_eps}"
+            )
+        if divergence_limit is not None and not divergence_limit > 1.0:
+            raise ValueError(f"ValueMARL: divergence_limit must be > 1, got {divergence_limit}")
+        self.ensemble = ensemble or Ensemble()
+        self.explorer = explorer or Explorer()
+        self.target = target or Target()
+        self.mixing = mixing or Mixing()
+        self.network = network or AgentNetwork()
+        self.reward = reward or Reward()
+        self.clip = clip or Clip()
+        self.evaluator = evaluator
+        self.gamma, self.learning_rate, self.adam_eps = gamma, learning_rate, adam_eps
+        self.divergence_limit = divergence_limit
+        if self.mixing.kind != "none" and self.reward.scalarise == "none":
+            raise ValueError(
+                f"ValueMARL: {self.mixing.kind} needs a common reward: set reward.scalarise to sum or mean, got none"
+            )
+        self.save_hyperparameters(
+            {
+                "settings": {
+                    name: dataclasses.asdict(getattr(self, name))
+                    for name in ("ensemble", "explorer", "target", "mixing", "network", "reward", "clip")
+                },
+                "evaluator": evaluator,
+                "gamma": gamma,
+                "learning_rate": learning_rate,
+            },
+            logger=False,
+        )
+        self.spec: MultiAgentSpec | None = None
+        self.agents: StackedAgents
+        self.mixer: SumMixer | QMixer
+        self.policy = MultiAgentPolicy(self)
+        self.rewards = RewardScale(self.reward)
+        self._gradient_norm: Tensor | None = None
+
+    # -- what it asks of its data -------------------------------------------------------------------------------------
+    @property
+    def members(self) -> int:
+        return self.ensemble.size
+
+    @property
+    def minibatches(self) -> int:
+        return self.members if self.ensemble.separate_batches else 1
+
+    @property
+    def sequences(self) -> bool:
+        return self.network.recurrent
+
+    @property
+    def bootstrap_p(self) -> float:
+        return self.ensemble.bootstrap_p
+
+    # -- set-up -------------------------------------------------------------------------------------------------------
+    def setup(self, stage: str) -> None:
+        if self.spec is None:
+            spec = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
+            if not isinstance(spec, MultiAgentSpec):
+                raise ValueError(
+                    "ValueMARL: needs a datamodule with multi-agent environments (datamodules.MARLDataModule), got "
+                    f"{type(getattr(self.trainer, 'datamodule', None)).__name__}"
+                )
+            self.build(spec, stream(global_seed(), _INIT_STREAM))
+
+    def build(self, spec: MultiAgentSpec, generator: torch.Generator) -> None:
+        """Make networks for the environment of ``spec``, with weights drawn from ``generator``."""
+        self.spec = spec
+        net = self.network
+        self.agents = StackedAgents(
+            self.members,
+            spec.num_agents,
+            spec.observation_size,
+            spec.num_actions,
+            net.hidden,
+            net.recurrent,
+            net.share_agents,
+            net.agent_id,
+            net.output_gain,
+        )
+        mix = self.mixing
+        if mix.kind == "qmix":
+            self.mixer = QMixer(
+                spec.num_agents, spec.state_size, mix.embed, mix.hypernet_hidden, mix.hypernet_layers
+            )
+        else:
+            self.mixer = SumMixer()
+        self.online = nn.Parameter(self.agents.init(generator))
+        mixers = self.members if mix.per_member else 1
+        self.online_mixer = nn.Parameter(self.mixer.init(mixers, generator), requires_grad=self.mixer.size > 0)
+        lagged = self.target.lagged
+        self.register_buffer("lagged", self.online.detach().clone() if lagged else None)
+        self.register_buffer("lagged_mixer", self.online_mixer.detach().clone() if lagged else None)
+        prior = self.agents.init(generator) if self.ensemble.prior_scale > 0.0 else None
+        self.register_buffer("prior", prior)
+        self.rewards.build(1 if self.reward.scalarise != "none" else spec.num_agents)
+        self.register_buffer("largest_reward", torch.zeros(()))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+        return torch.optim.Adam(parameters, lr=self.learning_rate, eps=self.adam_eps, fused=fused)
+
+    def digest(self) -> Mapping[str, str]:
+        return {"weights": f"{float(self.online.detach().double().sum()):.17g}", "spec": str(self.spec)}
+
+    # -- utilities ----------------------------------------------------------------------------------------------------
+    def utilities(self, flat: Tensor, observation: Tensor) -> Tensor:
+        """``Q_i^k`` ``[members, items, steps, agents, actions]`` of ``observation`` ``[(members,) items, steps, agents,
+        features]``."""
+        values = self.agents.sequence(flat, observation)
+        if self.ensemble.prior_scale > 0.0:
+            with torch.no_grad():
+                prior = self.agents.sequence(cast(Tensor, self.prior), observation)
+            values = values + self.ensemble.prior_scale * prior
+        return values
+
+    # -- acting -------------------------------------------------------------------------------------------------------
+    def begin(
+        self, observation: Tensor, state: Tensor, generator: torch.Generator, frames: int | None
+    ) -> dict[str, Tensor]:
+        carry: dict[str, Tensor] = {}
+        rows, place = observation.shape[0], observation.device
+        if self.network.recurrent:
+            # the prior network, where there is one, has a history of its own
+            nets = self.members * (2 if self.ensemble.prior_scale > 0.0 else 1)
+            carry["hidden"] = torch.zeros(rows, nets, self.agents.agents, self.network.hidden, device=place)
+        if self.explorer.kind == "thompson_member":
+            if frames is None:
+                carry["member"] = torch.zeros(rows, dtype=torch.int64, device=place)
+            else:
+                carry["member"] = torch.randint(self.members, (rows,), generator=generator, device=place)
+        return carry
+
+    def _act_values(self, observation: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Utilities ``[members, envs, agents, actions]`` of the current step."""
+        online, scale = self.online.detach(), self.ensemble.prior_scale
+        if not self.network.recurrent:
+            values = self.agents.apply(online, observation)
+            if scale > 0.0:
+                values = values + scale * self.agents.apply(cast(Tensor, self.prior), observation)
+            return values, carry
+        hidden = carry["hidden"]
+        values, hidden_online = self.agents.step(online, observation, hidden[:, : self.members])
+        if scale > 0.0:
+            prior, hidden_prior = self.agents.step(cast(Tensor, self.prior), observation, hidden[:, self.members :])
+            values, hidden_online = values + scale * prior, torch.cat([hidden_online, hidden_prior], 1)
+        return values, {**carry, "hidden": hidden_online}
+
+    @torch.no_grad()
+    def act(
+        self,
+        observation: Tensor,
+        legal: Tensor | None,
+        carry: dict[str, Tensor],
+        generator: torch.Generator,
+        frames: int | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        values, carry = self._act_values(observation, carry)
+        if frames is None:
+            return self._evaluation_action(values, legal), carry
+        shape = (*values.shape[1:-1], values.shape[-1] + 1)
+        drawn = torch.rand(shape, generator=generator, device=generator.device)
+        ties, coin = drawn[..., :-1], drawn[..., -1]
+        explorer = self.explorer
+        if explorer.kind == "boltzmann":
+            action = boltzmann_action(values.mean(0), legal, explorer.temperature, ties)
+        elif explorer.kind == "thompson_member":
+            action = best_action(member_utilities(values, carry["member"]), legal, ties)
+        elif explorer.kind == "ucb":
+            mean, std = ensemble_moments(values)
+            action = best_action(mean + explorer.beta * std, legal, ties)
+        else:
+            action = best_action(ensemble_moments(values)[0], legal, ties)
+        if explorer.kind == "boltzmann" or explorer.epsilon(frames) > 0.0:
+            action = with_random(action, legal, explorer.epsilon(frames), coin, ties)
+        return action, carry
+
+    def _evaluation_action(self, values: Tensor, legal: Tensor | None) -> Tensor:
+        if self.evaluator == "majority_vote":
+            return majority_vote(values, legal)[0]
+        scores = values[0] if self.evaluator == "greedy_member" else ensemble_moments(values)[0]
+        return torch.where(legal, scores, NEVER).argmax(-1) if legal is not None else scores.argmax(-1)
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+    def team_reward(self, reward: Tensor) -> Tensor:
+        """What a learner is paid, ``[..., 1]`` for the team or ``[..., agents]``, from each agent's reward."""
+        assert self.spec is not None
+        if self.reward.scalarise == "none":
+            return reward
+        if self.spec.common_reward:
+            return reward[..., :1]
+        total = reward.sum(-1, keepdim=True)
+        return total if self.reward.scalarise == "sum" else total / reward.shape[-1]
+
+    def _next_values(self, batch: TensorDict, online_next: Tensor | None) -> Tensor:
+        """What an agent expects from the next step on, ``[members, items, steps, agents]``; no gradient.
+
+        ``online_next``: utilities of the online networks at the next steps, each member on its own minibatch, where
+        they are known already.
+        """
+        kind, reduce = self.target.kind, self.target.reduce
+        observation: Tensor = batch["observation"]
+        # recurrent networks need the whole history, the others only the next steps
+        seen = observation if self.sequences else observation[:, :, 1:]
+        legal = batch["legal"][:, :, 1:] if "legal" in batch.keys() else None  # noqa: SIM118 - a TensorDict
+        flat = cast(Tensor, self.lagged) if self.target.lagged else self.online.detach()
+
+        def ahead(parameters: Tensor, all_members: bool) -> Tensor:
+            """``[members, minibatches, items, steps, agents, actions]``, minibatches 1 where each sees its own."""
+            if all_members and seen.shape[0] > 1:
+                values = self.utilities(parameters, seen.flatten(0, 1)).unflatten(1, seen.shape[:2])
+            elif all_members:
+                values = self.utilities(parameters, seen[0]).unsqueeze(1)
+            else:
+                values = self.utilities(parameters, seen if seen.shape[0] > 1 else seen[0]).unsqueeze(1)
+            return values[:, :, :, 1:] if self.sequences else values
+
+        if kind.startswith("own"):
+            if kind == "own_online" and online_next is not None:
+                values = online_next
+            else:
+                values = ahead(flat, False).squeeze(1)
+            chooser = None
+            if self.target.double_q and kind == "own_target":
+                chooser = online_next if online_next is not None else ahead(self.online.detach(), False).squeeze(1)
+            return _pick(values, chooser, legal)
+        every = ahead(flat, True)
+        chooser = None
+        if self.target.double_q and kind == "mean_target":
+            online = ahead(self.online.detach(), True)
+            chooser = online.mean(0) if reduce == "max_of_mean" else online
+        if reduce == "max_of_mean":
+            return _pick(every.mean(0), chooser, legal)
+        return _pick(every, chooser, legal).mean(0)
+
+    def targets(self, batch: TensorDict, online_next: Tensor | None = None) -> Tensor:
+        """Targets ``[members or 1, items, steps, 1 or agents]`` (Schaefer et al. 2025, eq. of sec. 4.2), no gradient.
+
+        Independent learners have one an agent; joint values one for the team, ``r + gamma * mix(next values)``.
+        """
+        with torch.no_grad():
+            reward = self.rewards(self.team_reward(batch["reward"]), batch["filled"], self._all_sum)
+            ahead = self._next_values(batch, online_next)
+            if self.mixing.kind != "none":
+                state = self._state(batch, slice(1, None))
+                flat = cast(Tensor, self.lagged_mixer) if self.target.lagged else self.online_mixer.detach()
+                ahead = self._mixed(flat, ahead, state, self.target.kind.startswith("mean")).unsqueeze(-1)
+            alive = (~batch["terminated"]).unsqueeze(-1)
+            return reward + self.gamma * torch.where(alive, ahead, 0.0)
+
+    def _state(self, batch: TensorDict, steps: slice) -> Tensor | None:
+        """Global states ``[minibatches, items, steps, features]`` at ``steps``, where the mixer reads them."""
+        if not isinstance(self.mixer, QMixer):
+            return None
+        assert self.spec is not None
+        if self.spec.own_state:
+            return batch["state"][:, :, steps]
+        return batch["observation"][:, :, steps].flatten(-2)
+
+    def _mixed(self, flat: Tensor, utilities: Tensor, state: Tensor | None, average: bool) -> Tensor:
+        """Joint values ``[members, items, steps]`` of ``utilities`` ``[members or 1, items, steps, agents]``.
+
+        ``average``: utilities are the ensemble's, and so is the joint value: the mean over members' mixers, if each has
+        its own.
+        """
+        if state is None:
+            return utilities.sum(-1)
+        batches, items, steps = utilities.shape[0], utilities.shape[1], utilities.shape[2]
+        if average and flat.shape[0] > 1:
+            rows, seen = utilities.reshape(1, -1, utilities.shape[-1]), state.reshape(1, -1, state.shape[-1])
+            count = flat.shape[0]
+            mixed = self.mixer.mix(flat, rows.expand(count, -1, -1), seen.expand(count, -1, -1)).mean(0)
+            return mixed.view(batches, items, steps)
+        state = state.expand(batches, -1, -1, -1)
+        return self.mixer.mix(flat, utilities.flatten(1, 2), state.flatten(1, 2)).view(batches, items, steps)
+
+    def losses(self, batch: TensorDict) -> tuple[Tensor, Tensor, Tensor]:
+        """Each member's loss ``[members]``, targets, and utilities of the steps ``[members, items, steps, agents,
+        actions]``."""
+        observation: Tensor = batch["observation"]
+        shared = observation.shape[0] == 1
+        seen = observation if self.sequences else observation[:, :, :-1]
+        values = self.utilities(self.online, seen[0] if shared else seen)
+        online_next = None
+        if self.sequences:
+            online_next = values[:, :, 1:].detach()
+            values = values[:, :, :-1]
+        action = batch["action"].expand(self.members, -1, -1, -1)
+        chosen = values.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        target = self.targets(batch, online_next)
+        if self.mixing.kind == "none":
+            error = (chosen - target).square().mean(-1)
+        else:
+            joint = self._mixed(self.online_mixer, chosen, self._state(batch, slice(None, -1)), False)
+            error = (joint - target.squeeze(-1)).square()
+        weight = batch["filled"].to(error.dtype).expand(self.members, -1, -1)
+        if self.bootstrap_p < 1.0:
+            bits = batch["member_mask"].movedim(-1, 0)  # [members, minibatches, items]
+            bits = bits[:, 0] if shared else torch.stack([bits[k, k] for k in range(self.members)])
+            weight = weight * bits.unsqueeze(-1)
+        total = weight.sum((1, 2))
+        if self._world > 1:  # a mean over all ranks' steps, though ranks hold unequally many
+            total = self._all_sum(total) / self._world
+        return (weight * error).sum((1, 2)) / total.clamp_min(1.0 / self._world), target, values
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        self._update_targets()
+        losses, target, values = self.losses(batch)
+        loss = losses.sum()
+        logging = self._logs_now()
+        if (logging or loss.device.type == "cpu") and not math.isfinite(float(loss.detach())):
+            raise DivergenceError(
+                "ValueMARL: the loss is no longer finite: resume from the last checkpoint with a lower learning_rate, "
+                "or target.kind: mean_target"
+            )
+        if logging:
+            self._log_training(batch, loss.detach(), target, values.detach())
+        return loss
+
+    def _update_targets(self) -> None:
+        rule = self.target
+        step = self.trainer.global_step if self._trainer is not None else 0
+        if rule.lagged and step and step % rule.update_every == 0:
+            with torch.no_grad():
+                cast(Tensor, self.lagged).lerp_(self.online, rule.tau)
+                cast(Tensor, self.lagged_mixer).lerp_(self.online_mixer, rule.tau)
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self._trainer is not None else 1
+
+    def _all_sum(self, value: Tensor) -> Tensor:
+        """``value`` summed over ranks."""
+        if self._world == 1:
+            return value
+        return cast(Tensor, self.trainer.strategy.reduce(value.clone(), reduce_op="sum"))
+
+    def _logs_now(self) -> bool:
+        if self._trainer is None:
+            return False
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        return (self.trainer.global_step + 1) % every == 0
+
+    def _log_training(self, batch: TensorDict, loss: Tensor, target: Tensor, values: Tensor) -> None:
+        mean, std = ensemble_moments(values)
+        legal = batch["legal"][0, :, :-1] if "legal" in batch.keys() and values.shape[1:3] == mean.shape[:2] else None  # noqa: SIM118
+        ties = torch.zeros_like(mean)
+        greedy = best_action(mean, legal, ties)
+        bold = best_action(mean + self.explorer.beta * std, legal, ties)
+        frames = self._frames
+        largest = torch.maximum(cast(Tensor, self.largest_reward), batch["reward"].sum(-1).abs().max())
+        cast(Tensor, self.largest_reward).copy_(largest)
+        target_mean = target.mean()
+        self.log_dict(
+            {
+                "train/loss": loss,
+                "train/epsilon": self.explorer.epsilon(frames),
+                "q/mean": mean.mean(),
+                "q/std": std.mean(),
+                "ucb/disagree": (greedy != bold).float().mean(),
+                "vote/agreement": majority_vote(values, legal)[1].mean(),
+                "target/mean": target_mean,
+                **({} if self._gradient_norm is None else {"grad/norm": self._gradient_norm.mean()}),
+                "frames": float(frames),
+            }
+        )
+        self._check_divergence(target.abs().mean())
+
+    def _check_divergence(self, size: Tensor) -> None:
+        if self.divergence_limit is None or self.gamma >= 1.0 or self.reward.norm != "none":
+            return
+        largest = float(cast(Tensor, self.largest_reward))
+        bound = largest / (1.0 - self.gamma)
+        if largest > 0.0 and float(size) > self.divergence_limit * bound:
+            raise DivergenceError(
+                f"ValueMARL: mean |target| is {float(size):.3g}, over {self.divergence_limit:g} times the greatest "
+                f"return that rewards so far allow ({bound:.3g}): resume with target.kind: mean_target (or a lower "
+                "learning_rate), or raise divergence_limit"
+            )
+
+    @property
+    def _frames(self) -> int:
+        return int(getattr(getattr(self.trainer, "datamodule", None), "frames", 0))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the module's own ``clip``; Lightning's ``gradient_clip_val`` must stay unset.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if gradient_clip_val:
+            raise ValueError("ValueMARL: trainer.gradient_clip_val: must stay unset, the model's clip.norm rules")
+        agents, mixer = self.online.grad, self.online_mixer.grad
+        assert agents is not None
+        joined = mixer is not None and mixer.shape[0] == self.members
+        squares = agents.square().sum(1)
+        mixer_squares = None if mixer is None else mixer.square().sum(1)
+        if joined:
+            assert mixer_squares is not None
+            squares = squares + mixer_squares
+            mixer_squares = squares
+        if self.clip.scope == "global":
+            total = squares.sum() if joined or mixer_squares is None else squares.sum() + mixer_squares.sum()
+            squares = total.expand(self.members)
+            mixer_squares = None if mixer is None else total.expand(mixer.shape[0])
+        self._gradient_norm = squares.sqrt()
+        if self.clip.norm is None:
+            return
+        agents.mul_((self.clip.norm / (self._gradient_norm + 1e-6)).clamp_max(1.0).unsqueeze(1))
+        if mixer is not None and mixer_squares is not None:
+            mixer.mul_((self.clip.norm / (mixer_squares.sqrt() + 1e-6)).clamp_max(1.0).unsqueeze(1))
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+    def validation_step(self, batch: TensorDict, batch_idx: int) -> None:
+        self._log_evaluation(batch, "val")
+
+    def test_step(self, batch: TensorDict, batch_idx: int) -> None:
+        self._log_evaluation(batch, "test")
+
+    def _log_evaluation(self, batch: TensorDict, stage: str) -> None:
+        returns: Tensor = batch["episode_return"]
+        ordered, cut = returns.sort().values, len(returns) // 4
+        self.log_dict(
+            {
+                f"{stage}/return": returns.mean(),
+                f"{stage}/return_iqm": ordered[cut : len(ordered) - cut].mean(),
+                f"{stage}/length": batch["episode_length"].float().mean(),
+                "frames": float(self._frames),
+            },
+            sync_dist=True,
+            batch_size=len(returns),
+        )
+
+    def work_per_batch(self, batch: TensorDict) -> int:
+        """Environment frames of this rank since the batch before."""
+        return int(getattr(getattr(self.trainer, "datamodule", None), "frames_of_batch", 0))
+
+    def summary_rows(self) -> Mapping[str, str]:
+        metrics = self.trainer.callback_metrics
+        rows = {name: f"{float(metrics[name]):.4g}" for name in ("val/return", "test/return") if name in metrics}
+        return {**rows, "frames": f"{self._frames:,}"}
+
+    # -- checkpoint ---------------------------------------------------------------------------------------------------
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("multi_agent_spec")
+        if saved is None:
+            return
+        spec = MultiAgentSpec(**saved)
+        if self.spec is None:
+            self.build(spec, stream(global_seed(), _INIT_STREAM))
+            return
+        for name in ("num_agents", "num_actions", "observation_size", "state_size"):
+            if getattr(spec, name) != getattr(self.spec, name):
+                raise ValueError(
+                    f"ValueMARL: the checkpoint is of task {spec.task} with {name} {getattr(spec, name)}, "
+                    f"{self.spec.task} has {getattr(self.spec, name)}: name a checkpoint of the same task"
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.spec is not None:
+            checkpoint["multi_agent_spec"] = dataclasses.asdict(self.spec)
+
+
+def _pick(values: Tensor, chooser: Tensor | None, legal: Tensor | None) -> Tensor:
+    """The greatest available of ``values`` ``[..., actions]``, or the one at which ``chooser`` is greatest."""
+    if chooser is None:
+        return masked_max(values, None if legal is None else legal.expand_as(values))
+    scores = chooser if legal is None else torch.where(legal, chooser, NEVER)
+    return values.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1)
