@@ -19,8 +19,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from callbacks.rng import capture_rng_state, restore_rng_state
-from modules.contracts import RankStatefulData
-from modules.files import atomic_symlink, atomic_write
+from modules.contracts import RankFilesData, RankStatefulData
+from modules.files import atomic_directory, atomic_symlink, atomic_write, sha256_file
 
 MANIFEST_KEY = "plumbline"
 FORMAT_VERSION = 1
@@ -80,7 +80,8 @@ class RunCheckpoint(Checkpoint):
 
     At a step where validation is due the save waits until validation has finished, so that a resumed run neither
     repeats nor skips it. What differs by rank (generators, environments) is written first, one ``.rank-<k>.pt`` file a
-    rank; the main file names them with their SHA-256; last of all the links ``last.ckpt`` and ``best.ckpt`` move.
+    rank, and a folder of the same name where the datamodule has bulk (replay); the main file names them, with the files'
+    SHA-256; last of all the links ``last.ckpt`` and ``best.ckpt`` move.
     A kill at any instant leaves ``last.ckpt`` pointing at a whole checkpoint. SIGINT and SIGTERM save at the next
     optimiser step.
 
@@ -114,6 +115,7 @@ class RunCheckpoint(Checkpoint):
         self._seen_step = 0
         self._deferred = False
         self._manifest: dict[str, Any] | None = None
+        self._rank_folder: Path | None = None
         self._rng_to_restore: dict[str, Any] | None = None
         self._signal: int | None = None
         self._old_handlers: dict[int, Any] = {}
@@ -158,6 +160,12 @@ class RunCheckpoint(Checkpoint):
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, RankStatefulData) and "data" in state:
             datamodule.load_rank_state_dict(state["data"])
+        folder = manifest["rank_files"][trainer.global_rank].get("folder")
+        if isinstance(datamodule, RankFilesData) and folder is not None:
+            path = Path(str(trainer.ckpt_path)).resolve().parent / folder
+            if not path.is_dir():
+                raise CheckpointError(f"rank folder {path} is missing: copy it beside its checkpoint or use another")
+            datamodule.load_rank_files(path)
 
     @staticmethod
     def _load_rank_file(folder: Path, manifest: dict[str, Any], rank: int) -> dict[str, Any]:
@@ -265,8 +273,10 @@ class RunCheckpoint(Checkpoint):
         entry, problem = None, None
         try:
             _save_whole(state, rank_path)
-            entry = {"name": rank_path.name, "sha256": hashlib.sha256(rank_path.read_bytes()).hexdigest()}
-        except CheckpointError as error:
+            entry = {"name": rank_path.name, "sha256": sha256_file(rank_path)}
+            if isinstance(datamodule, RankFilesData):
+                entry["folder"] = self._save_folder(datamodule, rank_path.with_suffix(""))
+        except (CheckpointError, OSError) as error:
             problem = str(error)
         entries = _gather_objects(trainer, (entry, problem))
         for _, other in entries:  # every rank fails together: a lone failure would leave the rest in a collective
@@ -287,6 +297,14 @@ class RunCheckpoint(Checkpoint):
             self._prune()
         trainer.strategy.barrier("RunCheckpoint")
 
+    def _save_folder(self, datamodule: RankFilesData, path: Path) -> str:
+        """Write a rank's folder, its unchanged files linked to those of the save before."""
+        with atomic_directory(path) as folder:
+            datamodule.save_rank_files(folder, self._rank_folder)
+        datamodule.rank_files_saved(path)
+        self._rank_folder = path
+        return path.name
+
     def _prune(self) -> None:
         present = sorted(path.name for path in self.folder.glob("step-*.ckpt"))
         ranked = sorted(
@@ -301,8 +319,8 @@ class RunCheckpoint(Checkpoint):
             if name not in keep:
                 stem = name.removesuffix(".ckpt")
                 (self.folder / name).unlink()
-                for rank_file in self.folder.glob(f"{stem}.rank-*.pt"):
-                    rank_file.unlink()
+                for rank_file in self.folder.glob(f"{stem}.rank-*"):
+                    shutil.rmtree(rank_file) if rank_file.is_dir() else rank_file.unlink()
         self.scores = {name: score for name, score in self.scores.items() if name in keep}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -36,8 +37,8 @@ def rank_seed(seed: int, rank: int, purpose: int) -> int:
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
-class _Updates(Dataset):
-    """A batch per optimiser step of the whole run, made when it is asked for.
+class _Batches(Dataset):
+    """A batch per collection of the whole run, made when it is asked for.
 
     Which step it is the datamodule knows: a run resumed in the middle takes what is left.
     """
@@ -46,7 +47,7 @@ class _Updates(Dataset):
         self.data = data
 
     def __len__(self) -> int:  # sized, or the loader would fetch one batch ahead, collected by the policy before
-        return self.data.updates
+        return self.data.batches
 
     def __getitem__(self, index: int) -> TensorDict:
         return self.data.next_batch()
@@ -66,10 +67,10 @@ class _Evaluations(Dataset):
 class MARLDataModule(LightningDataModule):
     """Environments of one task, stepped by the module in training, with replay; off-policy.
 
-    Every ``frames_per_batch`` environment frames, ``updates_per_batch`` optimiser steps each get a batch as
-    :class:`~modules.contracts.LearnsFromReplay` describes it. Counts are over all ranks and are divided among them; each
-    rank has environments, replay and random streams of its own. A run is ``updates`` optimiser steps long, one epoch;
-    its exact position (environments, episodes in the making, replay, generators) is in the checkpoint.
+    After every ``frames_per_batch`` environment frames a batch is served, with the minibatches of ``updates_per_batch``
+    optimiser updates, as :class:`~modules.contracts.LearnsFromReplay` describes it. Counts are over all ranks and are
+    divided among them; each rank has environments, replay and random streams of its own. A run is ``batches`` long, one
+    epoch; its exact position (environments, episodes in the making, replay, generators) is in the checkpoint.
 
     Args:
         task: e.g. ``lbf/8x8-2p-2f-coop``; see :func:`datamodules.envs.tasks.known_tasks`.
@@ -78,9 +79,9 @@ class MARLDataModule(LightningDataModule):
         workers: processes that step package environments; 0: this one.
         envs: parallel environments.
         frames_per_batch: environment frames between batches; a multiple of ``envs``.
-        updates_per_batch: optimiser steps between collections.
+        updates_per_batch: optimiser updates between collections.
         total_frames: environment frames of the whole run.
-        learning_starts: frames collected before the first optimiser step.
+        learning_starts: frames collected before the first update.
         batch_size: items (steps or episodes) of a minibatch.
         capacity: items that replay keeps.
         storage: replay in ``memory``, or in memory-mapped files (``memmap``) in the run's folder.
@@ -225,31 +226,26 @@ class MARLDataModule(LightningDataModule):
         return rank_seed(global_seed(), self.rank, purpose)
 
     @property
-    def chunk_frames(self) -> int:
-        """Frames of one collection over all ranks."""
-        return self.frames_per_batch
-
-    @property
-    def updates(self) -> int:
-        """Optimiser steps of the whole run."""
+    def batches(self) -> int:
+        """Batches of the whole run."""
         warm = -(-self.learning_starts // self.frames_per_batch)
         chunks = -(-self.total_frames // self.frames_per_batch)
         # the chunk that ends the warm-up is followed by updates as the later ones are
-        return max(chunks - max(warm, 1) + 1, 0) * self.updates_per_batch
+        return max(chunks - max(warm, 1) + 1, 0)
 
     def digest(self) -> Mapping[str, str]:
-        return {"task": f"{self.backend}:{self.task}", "envs": str(self.envs), "updates": str(self.updates)}
+        return {"task": f"{self.backend}:{self.task}", "envs": str(self.envs), "batches": str(self.batches)}
 
     def describe(self) -> Mapping[str, str]:
         return {
-            "observation": "[minibatches, items, steps + 1, agents, features] float32",
-            "legal": "[minibatches, items, steps + 1, agents, actions] bool, where actions are restricted",
-            "state": "[minibatches, items, steps + 1, features] float32, where the environment has its own",
-            "action": "[minibatches, items, steps, agents] int64",
-            "reward": "[minibatches, items, steps, agents] float32",
-            "terminated": "[minibatches, items, steps] bool",
-            "filled": "[minibatches, items, steps] bool, False for padding",
-            "member_mask": "[minibatches, items, members] bool, where items are for some members only",
+            "observation": "[updates, minibatches, items, steps + 1, agents, features] float32",
+            "legal": "[updates, minibatches, items, steps + 1, agents, actions] bool, where actions are restricted",
+            "state": "[updates, minibatches, items, steps + 1, features] float32, where the environment has its own",
+            "action": "[updates, minibatches, items, steps, agents] int64",
+            "reward": "[updates, minibatches, items, steps, agents] float32",
+            "terminated": "[updates, minibatches, items, steps] bool",
+            "filled": "[updates, minibatches, items, steps] bool, False for padding",
+            "member_mask": "[updates, minibatches, items, members] bool, where items are for some members only",
         }
 
     def _learner(self) -> Any:
@@ -263,7 +259,7 @@ class MARLDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         module = self._learner()
-        if self.updates == 0:
+        if self.batches == 0:
             raise ValueError(
                 f"MARLDataModule: total_frames must exceed learning_starts ({self.learning_starts}), "
                 f"got {self.total_frames}: nothing would be learnt"
@@ -271,7 +267,7 @@ class MARLDataModule(LightningDataModule):
         self._open(module)
         # a generator of its own, or every epoch would draw a seed from the global stream
         return DataLoader(
-            _Updates(self), batch_size=None, collate_fn=_same, num_workers=0, generator=torch.Generator()
+            _Batches(self), batch_size=None, collate_fn=_same, num_workers=0, generator=torch.Generator()
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -328,17 +324,15 @@ class MARLDataModule(LightningDataModule):
         return self.trainer is not None and any(isinstance(c, Checkpoint) for c in self.trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
 
     def next_batch(self) -> TensorDict:
-        """The next optimiser step's batch, after collecting what is due."""
+        """The next batch, after collecting what is due."""
         module = self._learner()
         self._open(module)
-        self.frames_of_batch = 0
-        if self._served % self.updates_per_batch == 0:
+        self.frames_of_batch = self._collect(module)
+        while self.frames < self.learning_starts or len(self._replay) == 0:
             self.frames_of_batch += self._collect(module)
-            while self.frames < self.learning_starts or len(self._replay) == 0:
-                self.frames_of_batch += self._collect(module)
         self._served += 1
-        count, minibatches = self.batch_size // self.world_size, module.minibatches
-        batch = self._replay.sample(minibatches * count).unflatten(0, (minibatches, count))
+        shape = (self.updates_per_batch, module.minibatches, self.batch_size // self.world_size)
+        batch = self._replay.sample(math.prod(shape)).unflatten(0, shape)
         if "filled" not in batch.keys():  # noqa: SIM118 - a TensorDict
             batch["filled"] = torch.ones_like(batch["terminated"])
         return cast(TensorDict, batch)

@@ -101,6 +101,10 @@ class RankFilesData(Protocol):
         """
         ...
 
+    def rank_files_saved(self, folder: Path) -> None:
+        """What :meth:`save_rank_files` wrote last now stands whole at ``folder``."""
+        ...
+
     def load_rank_files(self, folder: Path) -> None:
         """Go on from what :meth:`save_rank_files` wrote; called before training.
 
@@ -161,7 +165,7 @@ class ActsMultiAgent(Protocol):
 class LearnsFromReplay(Protocol):
     """An off-policy module that says which minibatches it wants.
 
-    A batch is a TensorDict ``[minibatches, items]``: ``observation`` ``[.., steps + 1, agents, features]``, ``legal``
+    A batch is a TensorDict ``[updates, minibatches, items]``, one after the other for as many optimiser updates: ``observation`` ``[.., steps + 1, agents, features]``, ``legal``
     likewise (only where the environment restricts actions), ``state`` ``[.., steps + 1, features]`` (only where the
     environment has one of its own), ``action`` ``[.., steps, agents]``, ``reward`` ``[.., steps, agents]`` (each
     agent's), ``terminated`` ``[.., steps]`` (no value beyond), ``filled`` ``[.., steps]`` (False: padding) and

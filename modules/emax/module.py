@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -42,7 +43,8 @@ class ValueMARL(LightningModule):
 
     With the defaults this is VDN; ``mixing`` makes it IDQN or QMIX, and ``ensemble``, ``explorer``, ``target`` and
     ``evaluator`` make it EMAX: act by ``mean + beta * std`` over members, bootstrap from the ensemble's average, and
-    evaluate by majority vote. One Adam serves all members and the mixer.
+    evaluate by majority vote. One Adam serves all members and the mixer. A training step makes all optimiser updates that
+    are due after a collection (``batch`` holds their minibatches): the loop around a step costs as much as an update.
 
     Metrics: ``train/loss``; ``q/mean``, ``q/std`` (over members), ``ucb/disagree`` (share of actions in which UCB
     differs from the greedy mean), ``vote/agreement``, ``target/mean``, ``grad/norm`` (mean over members),
@@ -80,6 +82,7 @@ class ValueMARL(LightningModule):
         divergence_limit: float | None = 10.0,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"ValueMARL: gamma must be in [0, 1], got {gamma}")
         if not (learning_rate > 0.0 and adam_eps > 0.0):
@@ -391,23 +394,35 @@ class ValueMARL(LightningModule):
         return (weight * error).sum((1, 2)) / total.clamp_min(1.0 / self._world), target, values
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
-        self._update_targets()
-        losses, target, values = self.losses(batch)
-        loss = losses.sum()
-        logging = self._logs_now()
-        if (logging or loss.device.type == "cpu") and not math.isfinite(float(loss.detach())):
-            raise DivergenceError(
-                "ValueMARL: the loss is no longer finite: resume from the last checkpoint with a lower learning_rate, "
-                "or target.kind: mean_target"
-            )
-        if logging:
-            self._log_training(batch, loss.detach(), target, values.detach())
-        return loss
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        adam, updates = optimizer.optimizer, batch.batch_size[0]
+        total = torch.zeros((), device=self.device)
+        for number in range(updates):
+            part = cast(TensorDict, batch[number])
+            self._update_targets(self.global_step * updates + number)
+            losses, target, values = self.losses(part)
+            adam.zero_grad()
+            self.manual_backward(losses.sum())
+            self.clip_gradients_of_members()
+            total += losses.detach().sum()
+            if number < updates - 1:
+                adam.step()
+                continue
+            optimizer.step()  # Lightning counts this one: its steps are batches
+            logging = self._logs_now()
+            if (logging or total.device.type == "cpu") and not math.isfinite(float(total)):
+                raise DivergenceError(
+                    "ValueMARL: the loss is no longer finite: resume from the last checkpoint with a lower "
+                    "learning_rate, or target.kind: mean_target"
+                )
+            if logging:
+                self._log_training(part, total / updates, target, values.detach())
+        return total / updates
 
-    def _update_targets(self) -> None:
+    def _update_targets(self, update: int) -> None:
+        """Before the optimiser's update number ``update``, counted from 0."""
         rule = self.target
-        step = self.trainer.global_step if self._trainer is not None else 0
-        if rule.lagged and step and step % rule.update_every == 0:
+        if rule.lagged and update and update % rule.update_every == 0:
             with torch.no_grad():
                 cast(Tensor, self.lagged).lerp_(self.online, rule.tau)
                 cast(Tensor, self.lagged_mixer).lerp_(self.online_mixer, rule.tau)
@@ -426,7 +441,7 @@ class ValueMARL(LightningModule):
         if self._trainer is None:
             return False
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        return (self.trainer.global_step + 1) % every == 0
+        return self.trainer.global_step % every == 0
 
     def _log_training(self, batch: TensorDict, loss: Tensor, target: Tensor, values: Tensor) -> None:
         mean, std = ensemble_moments(values)
@@ -469,19 +484,8 @@ class ValueMARL(LightningModule):
     def _frames(self) -> int:
         return int(getattr(getattr(self.trainer, "datamodule", None), "frames", 0))
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip by the module's own ``clip``; Lightning's ``gradient_clip_val`` must stay unset.
-
-        Raises:
-            ValueError: if it is not.
-        """
-        if gradient_clip_val:
-            raise ValueError("ValueMARL: trainer.gradient_clip_val: must stay unset, the model's clip.norm rules")
+    def clip_gradients_of_members(self) -> None:
+        """Scale gradients down to ``clip.norm``, each member's by itself or all together."""
         agents, mixer = self.online.grad, self.online_mixer.grad
         assert agents is not None
         joined = mixer is not None and mixer.shape[0] == self.members
