@@ -8,16 +8,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datamodules.corpus_data import CorpusDataModule
     from datamodules.game_data import GameDataModule
-    from datamodules.marl_data import MARLDataModule
+    from datamodules.marl_data import MARLDataModule, MARLRolloutDataModule
     from datamodules.math_data import MathTaskDataModule
     from datamodules.sft_data import SFTDataModule
 
-__all__ = ["CorpusDataModule", "GameDataModule", "MARLDataModule", "MathTaskDataModule", "SFTDataModule"]
+__all__ = [
+    "CorpusDataModule",
+    "GameDataModule",
+    "MARLDataModule",
+    "MARLRolloutDataModule",
+    "MathTaskDataModule",
+    "SFTDataModule",
+]
 
 _HOMES = {
     "CorpusDataModule": "datamodules.corpus_data",
     "GameDataModule": "datamodules.game_data",
     "MARLDataModule": "datamodules.marl_data",
+    "MARLRolloutDataModule": "datamodules.marl_data",
     "MathTaskDataModule": "datamodules.math_data",
     "SFTDataModule": "datamodules.sft_data",
 }

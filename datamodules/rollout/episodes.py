@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict
@@ -16,7 +16,7 @@ _DONE = ("action", "reward", "terminated")
 def steps_as_items(chunk: TensorDict) -> TensorDict:
     """Every step of ``chunk`` ``[envs, steps]`` as an item: ``observation`` ``[items, 2, ...]`` (before and after),
     ``action``, ``reward`` and ``terminated`` ``[items, 1, ...]``."""
-    flat = chunk.flatten(0, 1)
+    flat = cast(TensorDict, chunk.flatten(0, 1))
     items: dict[str, Tensor] = {}
     for name in _SEEN:
         if name in flat.keys():  # noqa: SIM118 - a TensorDict
@@ -49,8 +49,8 @@ class EpisodeBuilder:
     def items(self, chunk: TensorDict) -> TensorDict | None:
         """Episodes that end within ``chunk`` ``[envs, steps]``, or ``None``.
 
-        Keys as in :func:`steps_as_items` with ``length`` steps, zeros behind the end, and ``filled`` ``[items, length]``
-        bool: steps of the episode, the last one included.
+        Keys as in :func:`steps_as_items` with ``length`` steps, zeros behind the end, and ``filled``
+        ``[items, length]`` bool: steps of the episode, the last one included.
 
         Raises:
             ValueError: an episode longer than ``length``.

@@ -87,8 +87,8 @@ class Replay:
         size = item_bytes * self.capacity
         if self.storage == "memory" and size > _memory_bytes():
             raise ValueError(
-                f"Replay: capacity: {self.capacity:,} items of {item_bytes:,} bytes take {size / 1e9:.1f} GB, the machine "
-                f"has {_memory_bytes() / 1e9:.1f} GB of memory: lower capacity to at most "
+                f"Replay: capacity: {self.capacity:,} items of {item_bytes:,} bytes take {size / 1e9:.1f} GB, the "
+                f"machine has {_memory_bytes() / 1e9:.1f} GB of memory: lower capacity to at most "
                 f"{_memory_bytes() // (2 * item_bytes):,}, or set storage: memmap"
             )
         copies = saved_copies + (self.storage == "memmap")
@@ -99,9 +99,10 @@ class Replay:
             free = shutil.disk_usage(place).free
             if copies * size > free:
                 raise ValueError(
-                    f"Replay: capacity: {self.capacity:,} items of {item_bytes:,} bytes, {copies} times for checkpoints "
-                    f"and storage, take {copies * size / 1e9:.1f} GB, the disk of {place} has {free / 1e9:.1f} GB free: "
-                    f"lower capacity to at most {int(0.9 * free / (copies * item_bytes)):,}, or point --runs elsewhere"
+                    f"Replay: capacity: {self.capacity:,} items of {item_bytes:,} bytes, {copies} times for "
+                    f"checkpoints and storage, take {copies * size / 1e9:.1f} GB, the disk of {place} has "
+                    f"{free / 1e9:.1f} GB free: lower capacity to at most "
+                    f"{int(0.9 * free / (copies * item_bytes)):,}, or point --runs elsewhere"
                 )
 
     def _ring(self) -> ReplayBuffer:
@@ -198,9 +199,12 @@ class Replay:
         """Parts that the last ``count`` items went to."""
         if count >= self.capacity:
             return set(range(math.ceil(self.capacity / PART_ITEMS)))
-        slots = [(self.cursor - 1 - back) % self.capacity for back in range(0, count, PART_ITEMS)]
-        slots += [(self.cursor - count) % self.capacity] if count else []
-        return {slot // PART_ITEMS for slot in slots}
+        first, parts = (self.cursor - count) % self.capacity, set()
+        # up to the ring's end, and from its start where they went around it
+        for start, stop in ((first, min(first + count, self.capacity)), (0, first + count - self.capacity)):
+            if stop > start:
+                parts |= set(range(start // PART_ITEMS, (stop - 1) // PART_ITEMS + 1))
+        return parts
 
     def load(self, folder: Path) -> None:
         """Fill the ring from what :meth:`save` wrote.

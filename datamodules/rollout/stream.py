@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
@@ -122,9 +122,7 @@ class TensorStream:
                 tuple(old.index_copy(0, rows, new) for old, new in zip(seen, fresh, strict=True)),
             )
         if self._carry:
-            begun = self.actor.begin(
-                self._moved(seen[0][rows]), self._moved(seen[2][rows]), self.generator, frames
-            )
+            begun = self.actor.begin(self._moved(seen[0][rows]), self._moved(seen[2][rows]), self.generator, frames)
             place = self._moved(rows)
             self._carry = {name: value.index_copy(0, place, begun[name]) for name, value in self._carry.items()}
         return seen
@@ -194,7 +192,7 @@ class CollectorStream:
         if steps != self.steps:
             raise ValueError(f"CollectorStream: steps must be {self.steps} as the collector was made, got {steps}")
         self.policy.frames = frames
-        data = cast(TensorDictBase, self._collector.rollout())
+        data = cast(Any, self._collector.rollout())
         agents, after = data[GROUP], data["next"]
         chunk = {
             "observation": agents["observation"],

@@ -50,8 +50,8 @@ class QMixer:
     ) -> None:
         if min(agents, state_size, embed, hypernet_hidden) < 1:
             raise ValueError(
-                f"QMixer: agents, state_size, embed, hypernet_hidden must be >= 1, got {agents}, {state_size}, {embed}, "
-                f"{hypernet_hidden}"
+                f"QMixer: agents, state_size, embed, hypernet_hidden must be >= 1, got {agents}, {state_size}, "
+                f"{embed}, {hypernet_hidden}"
             )
         if hypernet_layers not in (1, 2):
             raise ValueError(f"QMixer: hypernet_layers: 1 or 2, got {hypernet_layers}")
@@ -88,9 +88,7 @@ class QMixer:
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """The layers' parameters ``[mixers, ...]`` as views of ``flat``; differentiable."""
         parts = flat.split(self._sizes, dim=1)
-        return {
-            name: part.reshape(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
-        }
+        return {name: part.reshape(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def mix(self, flat: Tensor, utilities: Tensor, state: Tensor | None) -> Tensor:
         """Joint values ``[members, rows]``.

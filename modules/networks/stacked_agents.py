@@ -15,8 +15,8 @@ class StackedGRU:
     """``L`` networks Linear -> ReLU -> GRU -> Linear as a pure function of their stacked parameters.
 
     Shapes as in :class:`~modules.networks.stacked_mlp.StackedMLP`: ``weight`` ``[L, in, out]``, ``bias`` ``[L, out]``;
-    the GRU's own ``weight_ih``, ``weight_hh`` ``[L, 3 * hidden, hidden]`` and biases ``[L, 3 * hidden]`` are laid out as
-    ``torch.nn.GRU``'s.
+    the GRU's own ``weight_ih``, ``weight_hh`` ``[L, 3 * hidden, hidden]`` and biases ``[L, 3 * hidden]`` are laid out
+    as ``torch.nn.GRU``'s.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, output_gain: float = 1.0) -> None:

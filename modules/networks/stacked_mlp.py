@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 ACTIVATIONS = {
-    "relu": (functional.relu, math.sqrt(2.0)),
+    "relu": (functional.relu_, math.sqrt(2.0)),  # in place: its input is a fresh product, which autograd does not keep
     "tanh": (torch.tanh, 5.0 / 3.0),
     "silu": (functional.silu, math.sqrt(2.0)),
     "gelu": (functional.gelu, math.sqrt(2.0)),

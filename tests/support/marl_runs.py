@@ -6,7 +6,8 @@ import os
 import signal
 from typing import Any
 
-from datamodules.marl_data import MARLDataModule, rank_seed
+from datamodules.marl_data import MARLDataModule
+from datamodules.rollout.environments import rank_seed
 from modules.emax import ValueMARL
 from modules.seeds import global_seed
 
