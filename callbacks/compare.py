@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import difflib
 import glob
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from callbacks.jsonl_logger import read_rows_text
+from callbacks.metrics_file import read_metric
 from modules.files import atomic_write
 from modules.optional import require
 
@@ -34,41 +32,9 @@ class Band:
     runs: np.ndarray
 
 
-def read_metric(run_folder: str | Path, metric: str, x: str = "step") -> np.ndarray:
-    """A run's ``[points, 2]`` pairs of ``x`` and ``metric``, by rising ``x``; the last value counts where one repeats.
-
-    Args:
-        run_folder: holds ``metrics.jsonl``.
-        metric: its key; not-a-number values are left out.
-        x: ``"step"`` or another metric logged in the same rows, e.g. a count of episodes.
-
-    Raises:
-        FileNotFoundError: no ``metrics.jsonl``.
-        ValueError: a line that is not a JSON object, or no row with both keys (names the nearest key there is).
-    """
-    path = Path(run_folder) / "metrics.jsonl"
-    if not path.is_file():
-        raise FileNotFoundError(f"compare_runs: {path} does not exist: name run folders that hold a metrics.jsonl")
-    points: dict[float, float] = {}
-    keys: set[str] = set()
-    for number, line in enumerate(read_rows_text(path), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"compare_runs: {path}: line {number} must be a JSON object, got {line[:60]!r}")
-        keys.update(row)
-        if row.get(metric) is not None and row.get(x) is not None and row[metric] == row[metric]:
-            points[float(row[x])] = float(row[metric])
-    if not points:
-        for name in (metric, x):
-            if name not in keys:
-                near = difflib.get_close_matches(name, keys, 1, 0.4)
-                hint = f"the nearest is '{near[0]}'" if near else f"it has {', '.join(sorted(keys)) or 'no rows'}"
-                raise ValueError(f"compare_runs: {path} has no metric '{name}'; {hint}")
-        raise ValueError(f"compare_runs: {path} has no row with both '{x}' and '{metric}'")
-    return np.array(sorted(points.items()), dtype=np.float64)
+def values_at(curves: Sequence[np.ndarray], x: np.ndarray) -> np.ndarray:
+    """``curves`` ``[points, 2]``, each linearly interpolated at ``x``: ``[curves, len(x)]``, NaN outside a curve."""
+    return np.stack([np.interp(x, curve[:, 0], curve[:, 1], left=np.nan, right=np.nan) for curve in curves])
 
 
 def band(curves: Sequence[np.ndarray]) -> Band:
@@ -77,7 +43,7 @@ def band(curves: Sequence[np.ndarray]) -> Band:
     A run counts between its first and its last point, linearly interpolated.
     """
     x = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
-    values = np.stack([np.interp(x, curve[:, 0], curve[:, 1], left=np.nan, right=np.nan) for curve in curves])
+    values = values_at(curves, x)
     return Band(
         x=x,
         median=np.nanmedian(values, 0),
@@ -121,16 +87,33 @@ def compare_runs(
         if not folders:
             raise ValueError(f"compare_runs: experiment '{name}' has no run folders: check its path or pattern")
         bands[name] = band([read_metric(folder, metric, x) for folder in folders])
-    figure = _draw(bands, metric, x, log_scale, title)
-    with atomic_write(out) as stream:
-        figure.savefig(stream, format="png", dpi=150)
-    with atomic_write(out.with_suffix(".csv"), "w") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["experiment", x, "median", "min", "max", "runs"])
-        for name, one in bands.items():
-            columns = (one.x, one.median, one.low, one.high, one.runs)
-            writer.writerows([name, *row] for row in zip(*(column.tolist() for column in columns), strict=True))
+    write_png(_draw(bands, metric, x, log_scale, title), out)
+    rows = []
+    for name, one in bands.items():
+        columns = (one.x, one.median, one.low, one.high, one.runs)
+        rows += [[name, *row] for row in zip(*(column.tolist() for column in columns), strict=True)]
+    write_csv(out.with_suffix(".csv"), ["experiment", x, "median", "min", "max", "runs"], rows)
     return bands
+
+
+def write_png(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure, atomically."""
+    with atomic_write(path) as stream:
+        figure.savefig(stream, format="png", dpi=150)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table, atomically; None is an empty cell."""
+    with atomic_write(path, "w") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def draw_band(axes: Any, x: np.ndarray, middle: np.ndarray, low: np.ndarray, high: np.ndarray, label: str) -> None:
+    """A line with what lies between ``low`` and ``high`` shaded in its colour; all ``[points]``."""
+    (line,) = axes.plot(x, middle, label=label)
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def _draw(bands: Mapping[str, Band], metric: str, x: str, log_scale: bool, title: str | None) -> Any:
@@ -141,9 +124,7 @@ def _draw(bands: Mapping[str, Band], metric: str, x: str, log_scale: bool, title
             (v if not log_scale else np.where(v > 0, v, np.nan)) for v in (one.median, one.low, one.high)
         )
         seeds = int(one.runs.max())
-        (line,) = axes.plot(one.x, median, label=f"{name} ({seeds} run{'s' if seeds != 1 else ''})")
-        if seeds > 1:
-            axes.fill_between(one.x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        draw_band(axes, one.x, median, low, high, f"{name} ({seeds} run{'s' if seeds != 1 else ''})")
     if log_scale and any((one.median > 0).any() for one in bands.values()):
         axes.set_yscale("log")
     axes.set(xlabel=x, ylabel=metric)

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.metrics_file import read_rows_text
 from modules.files import atomic_write
 
 
@@ -70,12 +71,6 @@ class JsonlLogger(Logger):
 
     def _keeps(self, row: dict[str, Any]) -> bool:
         return self._resume_step is None or row["step"] is None or row["step"] < self._resume_step
-
-
-def read_rows_text(path: Path) -> list[str]:
-    """Whole lines of a metrics file; a last line cut by a kill is left out."""
-    text = path.read_text(encoding="utf-8")
-    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
 
 
 def _plain(value: Any) -> float | int:

@@ -81,6 +81,8 @@ def test_repeated_cut_and_missing_values(tmp_path):
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5, "m"')
     np.testing.assert_array_equal(compare.read_metric(tmp_path, "m"), [[1, 1], [2, 2]])
+    kept = compare.read_metric(tmp_path, "m", keep_nan=True)
+    np.testing.assert_array_equal(kept, [[1, 1], [2, 2], [3, np.nan]])
 
 
 def test_all_zero_values_on_a_log_scale_are_no_error(tmp_path):
@@ -121,7 +123,7 @@ def test_the_command_line(tmp_path, runs, capsys):
     assert "psro: 1.25 [0.25, 2.25] at step 2" in capsys.readouterr().out
     assert {row["runs"] for row in _rows(tmp_path / "plot.csv")} == {"3", "1"}
     assert compare.main([*argv[:1], "meta/nothing", *argv[2:]]) == 1
-    assert "error: compare_runs:" in capsys.readouterr().err
+    assert "error: read_metric:" in capsys.readouterr().err
     for wrong, message in (("psro", "must be name=GLOB"), (f"psro={tmp_path}/zzz-*", "no folder matches")):
         with pytest.raises(SystemExit) as caught:
             compare.main([*argv[:4], wrong])
