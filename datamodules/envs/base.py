@@ -43,7 +43,8 @@ class MultiAgentEnv(EnvBase):
         num_agents, num_actions: of every copy.
         observation_size: features of an agent's observation.
         episode_limit: steps after which an episode ends.
-        time_limit: whether reaching the limit terminates an episode (its value beyond is 0) or truncates it (bootstrap).
+        time_limit: whether reaching the limit terminates an episode (its value beyond is 0) or truncates it
+            (bootstrap).
         state_size: features of the global state; ``None``: ``num_agents * observation_size``.
         device: where states live and are stepped.
         seed: of the generator.
@@ -98,35 +99,32 @@ class MultiAgentEnv(EnvBase):
         self._make_specs()
 
     def _make_specs(self) -> None:
-        place, envs, agents = self.device, self.envs, self.num_agents
+        place, actions = self.device, self.num_actions
+        each, every = torch.Size([self.envs]), torch.Size([self.envs, self.num_agents])
+        single = torch.Size([self.envs, 1])
         self.observation_spec = Composite(
             {
                 GROUP: Composite(
-                    observation=Unbounded((envs, agents, self.observation_size), dtype=torch.float32, device=place),
-                    action_mask=Binary(self.num_actions, (envs, agents, self.num_actions), dtype=torch.bool, device=place),
-                    shape=(envs, agents),
+                    observation=Unbounded(
+                        torch.Size([*every, self.observation_size]), dtype=torch.float32, device=place
+                    ),
+                    action_mask=Binary(actions, torch.Size([*every, actions]), dtype=torch.bool, device=place),
+                    shape=every,
                 ),
-                "state": Unbounded((envs, self.state_size), dtype=torch.float32, device=place),
-                "is_init": Categorical(2, (envs, 1), dtype=torch.bool, device=place),
+                "state": Unbounded(torch.Size([*each, self.state_size]), dtype=torch.float32, device=place),
+                "is_init": Categorical(2, single, dtype=torch.bool, device=place),
             },
-            shape=(envs,),
+            shape=each,
         )
         self.action_spec = Composite(
-            {
-                GROUP: Composite(
-                    action=Categorical(self.num_actions, (envs, agents), dtype=torch.int64, device=place),
-                    shape=(envs, agents),
-                )
-            },
-            shape=(envs,),
+            {GROUP: Composite(action=Categorical(actions, every, dtype=torch.int64, device=place), shape=every)},
+            shape=each,
         )
         self.reward_spec = Composite(
-            {GROUP: Composite(reward=Unbounded((envs, agents, 1), device=place), shape=(envs, agents))}, shape=(envs,)
+            {GROUP: Composite(reward=Unbounded(torch.Size([*every, 1]), device=place), shape=every)}, shape=each
         )
-        flag = Categorical(2, (envs, 1), dtype=torch.bool, device=place)
-        self.done_spec = Composite(
-            done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=(envs,)
-        )
+        flag = Categorical(2, single, dtype=torch.bool, device=place)
+        self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag.clone(), shape=each)
 
     @property
     def restricts_actions(self) -> bool:
