@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +55,7 @@ class PackageVmas(MultiAgentEnv):
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        package = require("vmas", extra="marl")
+        package = require("vmas", extra="vmas")
         listed = [*package.scenarios, *package.mpe_scenarios]
         if scenario not in listed:  # the package would look for any file of that name and run it
             raise ValueError(f"PackageVmas: scenario: one of {', '.join(listed)}, got '{scenario}'")
@@ -62,7 +64,7 @@ class PackageVmas(MultiAgentEnv):
         if envs < 1:
             raise ValueError(f"PackageVmas: envs must be >= 1, got {envs}")
         world = package.make_env(
-            scenario, envs, device=str(device), continuous_actions=False, seed=seed, **(scenario_options or {})
+            scenario, envs, device=str(device), continuous_actions=False, seed=seed % 2**32, **(scenario_options or {})
         )
         widths = [_flat(part).shape[1] for part in world.get_from_scenario(True, False, False, False)[0]]
         counts = [int(world.get_agent_action_space(agent).n) for agent in world.agents]
@@ -92,7 +94,14 @@ class PackageVmas(MultiAgentEnv):
         return self._padded
 
     def _reseed(self) -> None:
-        self.world.seed(int(torch.randint(2**31, (1,), generator=self.generator, device=self.device)))
+        seed = int(torch.randint(2**31, (1,), generator=self.generator, device=self.device))
+        # What the package's seed() does to the states that it draws from: seed() itself reseeds torch's global
+        # generators, which formats a traceback where CUDA is not in use and took a third of a step.
+        self.world.vmas_random_state[:] = [
+            torch.Generator().manual_seed(seed).get_state(),
+            np.random.RandomState(seed).get_state(),  # noqa: NPY002 - the kind of state that the package keeps
+            random.Random(seed).getstate(),
+        ]
 
     def _keep(self, parts: list[Any]) -> None:
         for agent, part in enumerate(parts):

@@ -18,6 +18,9 @@ ACTIVATIONS = {
 }
 """Name -> function and the gain that keeps its output's scale through a layer."""
 
+_NARROW = 16
+"""Outputs below which a product reads a transposed copy of the weights: 64 to 6 outputs took half the time on a CPU."""
+
 
 class StackedMLP:
     """``L`` perceptrons of the same shape as a pure function of their stacked parameters.
@@ -104,7 +107,10 @@ class StackedMLP:
         count = params["weight_0"].shape[0]
         rows = inputs.expand(count, *inputs.shape) if inputs.ndim == 2 else inputs
         for layer in range(self.layers):
-            rows = torch.baddbmm(params[f"bias_{layer}"].unsqueeze(1), rows, params[f"weight_{layer}"])
+            weight = params[f"weight_{layer}"]
+            if weight.shape[-1] < _NARROW and weight.device.type == "cpu":
+                weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
+            rows = torch.baddbmm(params[f"bias_{layer}"].unsqueeze(1), rows, weight)
             if layer < self.layers - 1:
                 rows = self._function(rows)
         return rows
