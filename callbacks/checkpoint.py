@@ -80,8 +80,8 @@ class RunCheckpoint(Checkpoint):
 
     At a step where validation is due the save waits until validation has finished, so that a resumed run neither
     repeats nor skips it. What differs by rank (generators, environments) is written first, one ``.rank-<k>.pt`` file a
-    rank, and a folder of the same name where the datamodule has bulk (replay); the main file names them, with the files'
-    SHA-256; last of all the links ``last.ckpt`` and ``best.ckpt`` move.
+    rank, and a folder of the same name where the datamodule has bulk (replay); the main file names them, with the
+    files' SHA-256; last of all the links ``last.ckpt`` and ``best.ckpt`` move.
     A kill at any instant leaves ``last.ckpt`` pointing at a whole checkpoint. SIGINT and SIGTERM save at the next
     optimiser step.
 

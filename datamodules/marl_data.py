@@ -126,6 +126,7 @@ class MARLDataModule(EnvironmentDataModule):
             "terminated": "[updates, minibatches, items, steps] bool",
             "filled": "[updates, minibatches, items, steps] bool, False for padding",
             "member_mask": "[updates, minibatches, items, members] bool, where items are for some members only",
+            "carry_<name>": "[updates, minibatches, items, ...], what the module carries into replay, if anything",
         }
 
     def _learner(self) -> Any:
@@ -295,7 +296,8 @@ class MARLRolloutDataModule(EnvironmentDataModule):
         self._served += 1
         orders = [torch.randperm(len(rows), generator=self._shuffle) for _ in range(self.epochs)]
         dealt = rows[torch.cat(orders).to(rows.device)]
-        return cast(TensorDict, dealt.unflatten(0, (self.epochs * self.minibatches, -1)))
+        updates = self.epochs * self.minibatches
+        return cast(TensorDict, dealt.unflatten(0, (updates, len(dealt) // updates)))
 
     def rank_state_dict(self) -> dict[str, Any]:
         return {**super().rank_state_dict(), "shuffle": self._shuffle.get_state()}

@@ -180,6 +180,17 @@ class LearnsFromReplay(Protocol):
 
 
 @runtime_checkable
+class StoresCarry(Protocol):
+    """An acting module that wants some of what it carries in replay.
+
+    ``carried`` names entries of the carry of :class:`ActsMultiAgent`. An item of replay then has ``carry_<name>``
+    ``[.., ...]``: the entry as it was when the item's first step was acted on.
+    """
+
+    carried: tuple[str, ...]
+
+
+@runtime_checkable
 class HasDigest(Protocol):
     """A datamodule or module whose identity must agree on all ranks before training starts.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -229,7 +228,8 @@ class EnvironmentDataModule(LightningDataModule):
                 raise ValueError(
                     f"{type(self).__name__}: collector: torchrl needs a policy, {type(module).__name__} has none"
                 )
-            self._stream = CollectorStream(env, module.policy, generator, self.frames_per_batch // self.envs, device)
+            steps, carried = self.frames_per_batch // self.envs, getattr(module, "carried", ())
+            self._stream = CollectorStream(env, module.policy, generator, steps, device, carried)
         else:
             self._stream = TensorStream(env, module, generator, device)
         self._opened(module)

@@ -11,7 +11,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 
 from datamodules.envs.base import GROUP, MultiAgentEnv
-from modules.contracts import ActsMultiAgent
+from modules.contracts import ActsMultiAgent, StoresCarry
 
 
 class Stream(Protocol):
@@ -32,7 +32,8 @@ class TensorStream:
     A chunk is a TensorDict ``[envs, steps]``: ``observation`` ``[.., agents, features]``, ``legal`` (only where the
     environment restricts actions), ``state`` (only where it has one of its own), each also as ``next_...`` (of the same
     episode, also at its end), ``action`` ``[.., agents]``, ``reward`` ``[.., agents]``, ``terminated``, ``truncated``
-    and ``first`` (of an episode) ``[..]`` bool.
+    and ``first`` (of an episode) ``[..]`` bool; and ``carry_<name>`` ``[.., ...]`` for what the actor ``carried``
+    (:class:`~modules.contracts.StoresCarry`), as it was when acting.
 
     Args:
         env: the environments.
@@ -46,15 +47,30 @@ class TensorStream:
     ) -> None:
         self.env, self.actor, self.generator = env, actor, generator
         self.device = torch.device(device)
+        self.carried = actor.carried if isinstance(actor, StoresCarry) else ()
         self._seen: tuple[Tensor, Tensor, Tensor] | None = None
-        self._carry: dict[str, Tensor] = {}
+        self._carry: dict[str, Tensor] | None = None
         self._first = torch.ones(env.envs, dtype=torch.bool, device=env.device)
+        self._fresh = self._first.nonzero().squeeze(1)  # copies in whose episodes nobody has acted yet
 
-    def _begin(self, frames: int) -> None:
+    def _start(self) -> None:
         self.env.restart()
         self._seen = self.env.observe()
-        self._carry = self.actor.begin(self._moved(self._seen[0]), self._moved(self._seen[2]), self.generator, frames)
-        self._first.fill_(True)
+        self._carry = None
+        self._first = torch.ones_like(self._first)
+        self._fresh = self._first.nonzero().squeeze(1)
+
+    def _begin(self, frames: int) -> None:
+        """Let the actor begin the fresh episodes, just before it acts in them: its weights may have changed since the
+        episodes before ended."""
+        assert self._seen is not None
+        rows, carry, (observation, _, state) = self._fresh, self._carry, self._seen
+        if carry is None or len(rows) == self.env.envs:
+            self._carry = self.actor.begin(self._moved(observation), self._moved(state), self.generator, frames)
+        elif carry and len(rows):
+            begun = self.actor.begin(self._moved(observation[rows]), self._moved(state[rows]), self.generator, frames)
+            place = self._moved(rows)
+            self._carry = {name: value.index_copy(0, place, begun[name]) for name, value in carry.items()}
 
     def _moved(self, value: Tensor) -> Tensor:
         return value if value.device == self.device else value.to(self.device)
@@ -68,19 +84,16 @@ class TensorStream:
         """
         env = self.env
         if self._seen is None:
-            self._begin(frames)
+            self._start()
         assert self._seen is not None
         rows: list[dict[str, Tensor]] = []
         restricts, own_state = env.restricts_actions, env.own_state
         for _ in range(steps):
             observation, legal, state = self._seen
-            action, self._carry = self.actor.act(
-                self._moved(observation),
-                self._moved(legal) if restricts else None,
-                self._carry,
-                self.generator,
-                frames,
-            )
+            self._begin(frames)
+            carry = self._carry or {}
+            seen = self._moved(legal) if restricts else None
+            action, self._carry = self.actor.act(self._moved(observation), seen, carry, self.generator, frames)
             action = action if action.device == env.device else action.to(env.device)
             reward, terminated, truncated = env.advance(action)
             after = env.observe()
@@ -97,35 +110,28 @@ class TensorStream:
                 row["legal"], row["next_legal"] = legal, after[1]
             if own_state:
                 row["state"], row["next_state"] = state, after[2]
+            for name in self.carried:
+                row[f"carry_{name}"] = carry[name].to(env.device)
             rows.append(row)
-            done = terminated | truncated
-            self._first = done
-            self._seen = self._restarted(done, after, frames)
+            self._first = terminated | truncated
+            self._seen = self._restarted(after)
         chunk = {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]}
         return TensorDict(chunk, [env.envs, steps])
 
-    def _restarted(
-        self, done: Tensor, seen: tuple[Tensor, Tensor, Tensor], frames: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What is seen next: ``seen``, with fresh episodes where ``done``."""
-        rows = done.nonzero().squeeze(1)
+    def _restarted(self, seen: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """What is seen next: ``seen``, with fresh episodes where the last ones are done."""
+        self._fresh = rows = self._first.nonzero().squeeze(1)
         if len(rows) == 0:
             return seen
         env = self.env
         env.restart(rows)
         if len(rows) == env.envs:
-            seen = env.observe()
-        else:
-            fresh = env.observe(rows)
-            seen = cast(
-                tuple[Tensor, Tensor, Tensor],
-                tuple(old.index_copy(0, rows, new) for old, new in zip(seen, fresh, strict=True)),
-            )
-        if self._carry:
-            begun = self.actor.begin(self._moved(seen[0][rows]), self._moved(seen[2][rows]), self.generator, frames)
-            place = self._moved(rows)
-            self._carry = {name: value.index_copy(0, place, begun[name]) for name, value in self._carry.items()}
-        return seen
+            return env.observe()
+        fresh = env.observe(rows)
+        return cast(
+            tuple[Tensor, Tensor, Tensor],
+            tuple(old.index_copy(0, rows, new) for old, new in zip(seen, fresh, strict=True)),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -133,7 +139,7 @@ class TensorStream:
             "generator": self.generator.get_state(),
             "begun": self._seen is not None,
             "seen": [value.clone() for value in self._seen or ()],
-            "carry": {name: value.clone() for name, value in self._carry.items()},
+            "carry": {name: value.clone() for name, value in (self._carry or {}).items()},
             "first": self._first.clone(),
         }
 
@@ -146,6 +152,7 @@ class TensorStream:
             self._seen = cast(tuple[Tensor, Tensor, Tensor], tuple(value.to(place) for value in state["seen"]))
             self._carry = {name: value.to(self.device) for name, value in state["carry"].items()}
             self._first = state["first"].to(place)
+            self._fresh = self._first.nonzero().squeeze(1)
 
     def close(self) -> None:
         self.env.close(raise_if_closed=False)
@@ -160,6 +167,7 @@ class CollectorStream:
         generator: random numbers of the policy.
         steps: of every chunk.
         device: where the policy's networks live.
+        carried: entries of the policy's carry that chunks shall have.
     """
 
     def __init__(
@@ -169,11 +177,13 @@ class CollectorStream:
         generator: torch.Generator,
         steps: int,
         device: torch.device | str = "cpu",
+        carried: tuple[str, ...] = (),
     ) -> None:
         from torchrl.collectors import Collector  # slow to import, and most runs do without
 
         self.env, self.policy, self.generator, self.steps = env, cast(Any, policy), generator, steps
         self.policy.generator, self.policy.frames = generator, 0
+        self.carried = carried
         self._collector = Collector(
             env,
             policy,
@@ -207,6 +217,8 @@ class CollectorStream:
             chunk["legal"], chunk["next_legal"] = agents["action_mask"], after[GROUP, "action_mask"]
         if self.env.own_state:
             chunk["state"], chunk["next_state"] = data["state"], after["state"]
+        for name in self.carried:
+            chunk[f"carry_{name}"] = data["carried", name].to(self.env.device)
         return TensorDict(chunk, list(data.batch_size))
 
     def state_dict(self) -> dict[str, Any]:

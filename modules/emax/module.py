@@ -23,7 +23,8 @@ from modules.emax.acting import (
     member_utilities,
     with_random,
 )
-from modules.emax.policy import MultiAgentPolicy
+from modules.emax.batch import check_batch
+from modules.networks.multi_agent_policy import MultiAgentPolicy
 from modules.emax.rewards import RewardScale
 from modules.emax.settings import AgentNetwork, Clip, Ensemble, Explorer, Mixing, Reward, Target
 from modules.networks.mixers import QMixer, SumMixer
@@ -43,8 +44,9 @@ class ValueMARL(LightningModule):
 
     With the defaults this is VDN; ``mixing`` makes it IDQN or QMIX, and ``ensemble``, ``explorer``, ``target`` and
     ``evaluator`` make it EMAX: act by ``mean + beta * std`` over members, bootstrap from the ensemble's average, and
-    evaluate by majority vote. One Adam serves all members and the mixer. A training step makes all optimiser updates that
-    are due after a collection (``batch`` holds their minibatches): the loop around a step costs as much as an update.
+    evaluate by majority vote. One Adam serves all members and the mixer. A training step makes all optimiser updates
+    that are due after a collection (``batch`` holds their minibatches): the loop around a step costs as much as an
+    update.
 
     Metrics: ``train/loss``; ``q/mean``, ``q/std`` (over members), ``ucb/disagree`` (share of actions in which UCB
     differs from the greedy mean), ``vote/agreement``, ``target/mean``, ``grad/norm`` (mean over members),
@@ -86,9 +88,7 @@ class ValueMARL(LightningModule):
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"ValueMARL: gamma must be in [0, 1], got {gamma}")
         if not (learning_rate > 0.0 and adam_eps > 0.0):
-            raise ValueError(
-                f"ValueMARL: learning_rate and adam_eps must be > 0, got {learning_rate} and {adam_eps}"
-            )
+            raise ValueError(f"ValueMARL: learning_rate and adam_eps must be > 0, got {learning_rate} and {adam_eps}")
         if divergence_limit is not None and not divergence_limit > 1.0:
             raise ValueError(f"ValueMARL: divergence_limit must be > 1, got {divergence_limit}")
         self.ensemble = ensemble or Ensemble()
@@ -101,6 +101,10 @@ class ValueMARL(LightningModule):
         self.evaluator = evaluator
         self.gamma, self.learning_rate, self.adam_eps = gamma, learning_rate, adam_eps
         self.divergence_limit = divergence_limit
+        if evaluator not in ("majority_vote", "greedy_mean", "greedy_member"):
+            raise ValueError(
+                f"ValueMARL: evaluator must be one of majority_vote, greedy_mean, greedy_member, got '{evaluator}'"
+            )
         if self.mixing.kind != "none" and self.reward.scalarise == "none":
             raise ValueError(
                 f"ValueMARL: {self.mixing.kind} needs a common reward: set reward.scalarise to sum or mean, got none"
@@ -123,6 +127,7 @@ class ValueMARL(LightningModule):
         self.policy = MultiAgentPolicy(self)
         self.rewards = RewardScale(self.reward)
         self._gradient_norm: Tensor | None = None
+        self._checked = False
 
     # -- what it asks of its data -------------------------------------------------------------------------------------
     @property
@@ -155,23 +160,11 @@ class ValueMARL(LightningModule):
     def build(self, spec: MultiAgentSpec, generator: torch.Generator) -> None:
         """Make networks for the environment of ``spec``, with weights drawn from ``generator``."""
         self.spec = spec
-        net = self.network
-        self.agents = StackedAgents(
-            self.members,
-            spec.num_agents,
-            spec.observation_size,
-            spec.num_actions,
-            net.hidden,
-            net.recurrent,
-            net.share_agents,
-            net.agent_id,
-            net.output_gain,
-        )
+        self.agents = self._make_agents(spec)
         mix = self.mixing
         if mix.kind == "qmix":
-            self.mixer = QMixer(
-                spec.num_agents, spec.state_size, mix.embed, mix.hypernet_hidden, mix.hypernet_layers
-            )
+            seen = self._mixer_state_size(spec)
+            self.mixer = QMixer(spec.num_agents, seen, mix.embed, mix.hypernet_hidden, mix.hypernet_layers)
         else:
             self.mixer = SumMixer()
         self.online = nn.Parameter(self.agents.init(generator))
@@ -184,6 +177,24 @@ class ValueMARL(LightningModule):
         self.register_buffer("prior", prior)
         self.rewards.build(1 if self.reward.scalarise != "none" else spec.num_agents)
         self.register_buffer("largest_reward", torch.zeros(()))
+
+    def _make_agents(self, spec: MultiAgentSpec) -> StackedAgents:
+        net = self.network
+        return StackedAgents(
+            self.members,
+            spec.num_agents,
+            spec.observation_size,
+            spec.num_actions,
+            net.hidden,
+            net.recurrent,
+            net.share_agents,
+            net.agent_id,
+            net.output_gain,
+        )
+
+    def _mixer_state_size(self, spec: MultiAgentSpec) -> int:
+        """Features of what :meth:`_state` gives the mixer."""
+        return spec.state_size
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -306,10 +317,8 @@ class ValueMARL(LightningModule):
             return values[:, :, :, 1:] if self.sequences else values
 
         if kind.startswith("own"):
-            if kind == "own_online" and online_next is not None:
-                values = online_next
-            else:
-                values = ahead(flat, False).squeeze(1)
+            known = online_next if kind == "own_online" else None
+            values = known if known is not None else ahead(flat, False).squeeze(1)
             chooser = None
             if self.target.double_q and kind == "own_target":
                 chooser = online_next if online_next is not None else ahead(self.online.detach(), False).squeeze(1)
@@ -383,7 +392,8 @@ class ValueMARL(LightningModule):
         else:
             joint = self._mixed(self.online_mixer, chosen, self._state(batch, slice(None, -1)), False)
             error = (joint - target.squeeze(-1)).square()
-        weight = batch["filled"].to(error.dtype).expand(self.members, -1, -1)
+        filled = cast(Tensor, batch["filled"])
+        weight = filled.to(error.dtype).expand(self.members, -1, -1)
         if self.bootstrap_p < 1.0:
             bits = batch["member_mask"].movedim(-1, 0)  # [members, minibatches, items]
             bits = bits[:, 0] if shared else torch.stack([bits[k, k] for k in range(self.members)])
@@ -394,6 +404,7 @@ class ValueMARL(LightningModule):
         return (weight * error).sum((1, 2)) / total.clamp_min(1.0 / self._world), target, values
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:
+        self._check_batch(batch)
         optimizer = cast(LightningOptimizer, self.optimizers())
         adam, updates = optimizer.optimizer, batch.batch_size[0]
         total = torch.zeros((), device=self.device)
@@ -418,6 +429,14 @@ class ValueMARL(LightningModule):
             if logging:
                 self._log_training(part, total / updates, target, values.detach())
         return total / updates
+
+    def _check_batch(self, batch: TensorDict) -> None:
+        """The first batch against what the environment and the settings say."""
+        if not self._checked:
+            assert self.spec is not None
+            masked = self.bootstrap_p < 1.0
+            check_batch(batch, self.spec, self.minibatches, self.sequences, self.members, masked)
+            self._checked = True
 
     def _update_targets(self, update: int) -> None:
         """Before the optimiser's update number ``update``, counted from 0."""
@@ -444,13 +463,21 @@ class ValueMARL(LightningModule):
         return self.trainer.global_step % every == 0
 
     def _log_training(self, batch: TensorDict, loss: Tensor, target: Tensor, values: Tensor) -> None:
+        if self.minibatches > 1:  # members must be compared on the same steps
+            with torch.no_grad():
+                seen: Tensor = batch["observation"][0]
+                values = self.utilities(self.online, seen if self.sequences else seen[:, :-1])
+                values = values[:, :, :-1] if self.sequences else values
+        filled = cast(Tensor, batch["filled"])
+        values, target = values[:, filled[0]], target[filled.expand(*target.shape[:3])]
         mean, std = ensemble_moments(values)
-        legal = batch["legal"][0, :, :-1] if "legal" in batch.keys() and values.shape[1:3] == mean.shape[:2] else None  # noqa: SIM118
+        legal = batch["legal"][0, :, :-1][filled[0]] if "legal" in batch.keys() else None  # noqa: SIM118 - a TensorDict
         ties = torch.zeros_like(mean)
         greedy = best_action(mean, legal, ties)
         bold = best_action(mean + self.explorer.beta * std, legal, ties)
         frames = self._frames
-        largest = torch.maximum(cast(Tensor, self.largest_reward), batch["reward"].sum(-1).abs().max())
+        paid = self.team_reward(batch["reward"])[filled].abs().max()
+        largest = torch.maximum(cast(Tensor, self.largest_reward), paid)
         cast(Tensor, self.largest_reward).copy_(largest)
         target_mean = target.mean()
         self.log_dict(
@@ -558,8 +585,11 @@ class ValueMARL(LightningModule):
 
 
 def _pick(values: Tensor, chooser: Tensor | None, legal: Tensor | None) -> Tensor:
-    """The greatest available of ``values`` ``[..., actions]``, or the one at which ``chooser`` is greatest."""
+    """The greatest available of ``values`` ``[..., actions]``, or the one at which ``chooser`` is greatest; 0 where
+    nothing is available."""
     if chooser is None:
         return masked_max(values, None if legal is None else legal.expand_as(values))
-    scores = chooser if legal is None else torch.where(legal, chooser, NEVER)
-    return values.gather(-1, scores.argmax(-1, keepdim=True)).squeeze(-1)
+    if legal is None:
+        return values.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
+    chosen = values.gather(-1, torch.where(legal, chooser, NEVER).argmax(-1, keepdim=True)).squeeze(-1)
+    return torch.where(legal.any(-1), chosen, 0.0)

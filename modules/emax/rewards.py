@@ -14,8 +14,8 @@ from modules.emax.settings import Reward
 class RewardScale(nn.Module):
     """Divides rewards by their running deviation, and subtracts their running mean if told so.
 
-    Moments of all batches so far are merged by count, mean and sum of squares (Chan et al. 1983) before each use; padded
-    steps do not count. The prior is mean 0, variance 1 with a count of 1e-4.
+    Moments of all batches so far are merged by count, mean and sum of squares (Chan et al. 1983) before each use;
+    padded steps do not count. The prior is mean 0, variance 1 with a count of 1e-4.
 
     Args:
         settings: ``norm`` of them is read.

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 def _least(owner: str, **limits: tuple[float, float]) -> None:
     for name, (value, least) in limits.items():
         if not value >= least:
             raise ValueError(f"{owner}: {name} must be >= {least:g}, got {value}")
+
+
+def _one_of_its_kinds(settings: object) -> None:
+    """Literal fields against their alternatives: a misspelt one made in Python would pass for another."""
+    for name, hint in get_type_hints(type(settings)).items():
+        if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
+            raise ValueError(
+                f"{type(settings).__name__}: {name} must be one of {', '.join(map(str, get_args(hint)))}, "
+                f"got '{getattr(settings, name)}'"
+            )
 
 
 @dataclass
@@ -60,6 +70,7 @@ class Explorer:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        _one_of_its_kinds(self)
         _least("Explorer", beta=(self.beta, 0.0), epsilon_frames=(self.epsilon_frames, 1))
         for name in ("epsilon_start", "epsilon_finish"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -80,9 +91,9 @@ class Target:
     """What the temporal-difference target bootstraps from.
 
     Args:
-        kind: ``own_target``: each member's lagged copy (the base algorithms, K = 1); ``own_online``: each member itself;
-            ``mean_online``: the ensemble average without target networks (Schaefer et al. 2025); ``mean_target``: the
-            average of the lagged copies.
+        kind: ``own_target``: each member's lagged copy (the base algorithms, K = 1); ``own_online``: each member
+            itself; ``mean_online``: the ensemble average without target networks (Schaefer et al. 2025);
+            ``mean_target``: the average of the lagged copies.
         reduce: for the mean kinds, the maximum of the averaged utilities, or the average of the members' maxima.
         double_q: choose the next action by the online networks (van Hasselt et al. 2016).
         update_every: optimiser steps between copies into the target networks.
@@ -96,6 +107,7 @@ class Target:
     tau: float = 1.0
 
     def __post_init__(self) -> None:
+        _one_of_its_kinds(self)
         _least("Target", update_every=(self.update_every, 1))
         if not 0.0 < self.tau <= 1.0:
             raise ValueError(f"Target: tau must be in (0, 1], got {self.tau}")
@@ -120,6 +132,10 @@ class Mixing:
     embed: int = 32
     hypernet_hidden: int = 64
     hypernet_layers: Literal[1, 2] = 2
+
+    def __post_init__(self) -> None:
+        _one_of_its_kinds(self)
+        _least("Mixing", embed=(self.embed, 1), hypernet_hidden=(self.hypernet_hidden, 1))
 
 
 @dataclass
@@ -151,6 +167,9 @@ class Reward:
     scalarise: Literal["sum", "mean", "none"] = "sum"
     norm: Literal["none", "scale", "standardise"] = "none"
 
+    def __post_init__(self) -> None:
+        _one_of_its_kinds(self)
+
 
 @dataclass
 class Clip:
@@ -165,6 +184,6 @@ class Clip:
     scope: Literal["member", "global"] = "member"
 
     def __post_init__(self) -> None:
+        _one_of_its_kinds(self)
         if self.norm is not None and not self.norm > 0.0:
             raise ValueError(f"Clip: norm must be > 0, got {self.norm}")
-

@@ -16,13 +16,14 @@ class StackedGRU:
 
     Shapes as in :class:`~modules.networks.stacked_mlp.StackedMLP`: ``weight`` ``[L, in, out]``, ``bias`` ``[L, out]``;
     the GRU's own ``weight_ih``, ``weight_hh`` ``[L, 3 * hidden, hidden]`` and biases ``[L, 3 * hidden]`` are laid out
-    as ``torch.nn.GRU``'s.
+    as ``torch.nn.GRU``'s. Without ``head`` there is no last layer: outputs are the hidden states.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, output_gain: float = 1.0) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, output_gain: float = 1.0, head: bool = True) -> None:
         if min(inputs, hidden, outputs) < 1:
             raise ValueError(f"StackedGRU: inputs, hidden, outputs must be >= 1, got {inputs}, {hidden}, {outputs}")
         self.inputs, self.hidden, self.outputs, self.output_gain = inputs, hidden, outputs, output_gain
+        self.head = head
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -34,8 +35,7 @@ class StackedGRU:
             "weight_hh": (3 * hidden, hidden),
             "bias_ih": (3 * hidden,),
             "bias_hh": (3 * hidden,),
-            "weight_out": (hidden, self.outputs),
-            "bias_out": (self.outputs,),
+            **({"weight_out": (hidden, self.outputs), "bias_out": (self.outputs,)} if self.head else {}),
         }
 
     def init(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -67,7 +67,12 @@ class StackedGRU:
         update = torch.sigmoid(update_in + update)
         new = torch.tanh(new_in + torch.sigmoid(reset_in + reset) * new)
         hidden = new + update * (hidden - new)
-        return torch.baddbmm(params["bias_out"].unsqueeze(1), hidden, params["weight_out"]), hidden
+        return self._leave(params, hidden), hidden
+
+    def _leave(self, params: Mapping[str, Tensor], hidden: Tensor) -> Tensor:
+        if not self.head:
+            return hidden
+        return torch.baddbmm(params["bias_out"].unsqueeze(1), hidden, params["weight_out"])
 
     def sequence(self, params: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Whole sequences from a zero hidden state: ``[rows, time, in]`` or ``[L, rows, time, in]`` to
@@ -86,8 +91,7 @@ class StackedGRU:
                 for i in range(count)
             ]
         )
-        out = torch.baddbmm(params["bias_out"].unsqueeze(1), through.flatten(1, 2), params["weight_out"])
-        return out.view(count, rows, time, self.outputs)
+        return self._leave(params, through.flatten(1, 2)).view(count, rows, time, -1)
 
 
 class StackedAgents:
@@ -105,6 +109,8 @@ class StackedAgents:
         share_agents: one network for all agents of a member; else one each.
         agent_id: append the agent's one-hot number to its observation.
         output_gain: factor on the last layer's initial weights.
+        head: without it there is no last layer: what would be utilities are its ``hidden`` inputs, for a head of the
+            caller's.
 
     Raises:
         ValueError: a count below 1.
@@ -121,17 +127,20 @@ class StackedAgents:
         share_agents: bool = True,
         agent_id: bool = True,
         output_gain: float = 1.0,
+        head: bool = True,
     ) -> None:
         if min(members, agents) < 1:
             raise ValueError(f"StackedAgents: members and agents must be >= 1, got {members}, {agents}")
         self.members, self.agents, self.num_actions = members, agents, num_actions
         self.share_agents, self.agent_id, self.recurrent = share_agents, agent_id, recurrent
-        self.hidden = hidden
+        self.hidden, self.head = hidden, head
         inputs = observation_size + (agents if agent_id else 0)
         self.network: StackedMLP | StackedGRU = (
-            StackedGRU(inputs, hidden, num_actions, output_gain)
+            StackedGRU(inputs, hidden, num_actions, output_gain, head)
             if recurrent
             else StackedMLP(inputs, [hidden, hidden], num_actions, "relu", "kaiming", output_gain)
+            if head
+            else StackedMLP(inputs, [hidden], hidden, "relu", "kaiming")
         )
         self.copies = 1 if share_agents else agents
         self._shapes = self.network.shapes
@@ -170,10 +179,12 @@ class StackedAgents:
         members, agents = flat.shape[0], self.agents
         rows = inputs.shape[-3]
         if self.share_agents:
-            return self.network.apply(params, inputs.flatten(-3, -2)).view(members, rows, agents, -1)
-        inputs = inputs.transpose(-3, -2)  # [(members,) agents, rows, features]
-        inputs = inputs.expand(members, *inputs.shape[-3:]).reshape(members * agents, rows, -1)
-        return self.network.apply(params, inputs).view(members, agents, rows, -1).transpose(1, 2)
+            out = self.network.apply(params, inputs.flatten(-3, -2)).view(members, rows, agents, -1)
+        else:
+            inputs = inputs.transpose(-3, -2)  # [(members,) agents, rows, features]
+            inputs = inputs.expand(members, *inputs.shape[-3:]).reshape(members * agents, rows, -1)
+            out = self.network.apply(params, inputs).view(members, agents, rows, -1).transpose(1, 2)
+        return out if self.head else torch.relu(out)
 
     def step(self, flat: Tensor, observation: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """One step of recurrent agents: ``observation`` ``[rows, agents, features]``, ``hidden``

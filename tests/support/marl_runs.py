@@ -39,4 +39,4 @@ class SameOnAllRanks(MARLDataModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self.world_size = 1
+        self.world_size, self.rank = 1, 0

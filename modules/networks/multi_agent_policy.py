@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tensordict import TensorDictBase
@@ -16,6 +16,7 @@ class MultiAgentPolicy(TensorDictModuleBase):
     """Reads observation, action mask, state and ``is_init``; writes ``("agents", "action")`` and what is carried.
 
     What a policy remembers within an episode travels under ``("carry", name)`` and is begun anew where ``is_init``.
+    ``("carried", name)`` is what replay shall have of it (:class:`~modules.contracts.StoresCarry`).
 
     Args:
         actor: whose ``begin`` and ``act`` are called.
@@ -27,9 +28,10 @@ class MultiAgentPolicy(TensorDictModuleBase):
 
     def __init__(self, actor: ActsMultiAgent) -> None:
         super().__init__()
-        self.in_keys = [("agents", "observation"), ("agents", "action_mask"), "state", "is_init"]
-        self.out_keys = [("agents", "action")]
+        self.in_keys = cast(Any, [("agents", "observation"), ("agents", "action_mask"), "state", "is_init"])
+        self.out_keys = cast(Any, [("agents", "action")])
         object.__setattr__(self, "_actor", actor)  # not a submodule: the actor holds this policy
+        self._carried: tuple[str, ...] = getattr(actor, "carried", ())
         self.generator = torch.Generator()
         self.frames: int | None = None
 
@@ -47,6 +49,8 @@ class MultiAgentPolicy(TensorDictModuleBase):
                 whole = value.new_zeros(len(first), *value.shape[1:]) if whole is None else whole.clone()
                 whole[rows] = value
                 carry[name] = whole
+        for name in self._carried:  # as it is when acting, for replay
+            tensordict["carried", name] = carry[name]
         action, carry = actor.act(observation, legal, carry, self.generator, self.frames)
         for name, value in carry.items():
             tensordict["carry", name] = value
