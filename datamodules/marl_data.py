@@ -156,7 +156,8 @@ class MARLDataModule(EnvironmentDataModule):
             items["member_mask"] = torch.rand(len(items), module.members, generator=self._bits) < module.bootstrap_p
         items = cast(TensorDict, items.to("cpu"))
         if self._replay.written == 0:
-            size = sum(value[0].numel() * value.element_size() for value in items.values())
+            tensors = cast(dict[str, torch.Tensor], items.to_dict())
+            size = sum(value[0].numel() * value.element_size() for value in tensors.values())
             self._replay.require_room(size, 2 if self.save_replay and self._saves_checkpoints() else 0)
         self._replay.extend(items)
 
@@ -173,10 +174,10 @@ class MARLDataModule(EnvironmentDataModule):
             self._fill(module)
         self._served += 1
         shape = (self.updates_per_batch, module.minibatches, self._share("batch_size", self.batch_size))
-        batch = self._replay.sample(math.prod(shape)).unflatten(0, shape)
+        batch = cast(TensorDict, self._replay.sample(math.prod(shape)).unflatten(0, shape))
         if "filled" not in batch.keys():  # noqa: SIM118 - a TensorDict
             batch["filled"] = torch.ones_like(batch["terminated"])
-        return cast(TensorDict, batch)
+        return batch
 
     # -- exact position -----------------------------------------------------------------------------------------------
     def rank_state_dict(self) -> dict[str, Any]:

@@ -107,7 +107,8 @@ class EnvironmentDataModule(LightningDataModule):
             )
         if collector not in ("tensor", "torchrl"):
             raise ValueError(f"{type(self).__name__}: collector: tensor or torchrl, got '{collector}'")
-        self.task, self.backend, self.options, self.workers = task, backend, dict(options or {}), workers
+        self.backend: Literal["tensor", "package"] = backend
+        self.task, self.options, self.workers = task, dict(options or {}), workers
         self.envs, self.frames_per_batch, self.total_frames = envs, frames_per_batch, total_frames
         self.collector, self.env_device = collector, env_device
         self.evaluation_episodes, self.evaluation_streams = evaluation_episodes, evaluation_streams

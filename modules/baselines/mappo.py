@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from modules.contracts import MultiAgentSpec
-from modules.networks.multi_agent_policy import MultiAgentPolicy
+from modules.marl import MultiAgentModule
 from modules.networks.stacked_agents import StackedAgents
 from modules.networks.stacked_mlp import StackedMLP
 from modules.objectives.advantage import gae
 from modules.objectives.ppo import entropy, masked_log_softmax, ppo_loss
-from modules.seeds import global_seed, stream
-
-_INIT_STREAM = 43  # keeps initial weights apart from other uses of the run's seed
 
 
-class MAPPO(LightningModule):
+class MAPPO(MultiAgentModule):
     """PPO with one policy network for all agents, and a critic of the global state (MAPPO) or of observations (IPPO).
 
     A training step is one rollout: all epochs' minibatches, one Adam step each. Metrics: ``train/policy_loss``,
@@ -47,7 +41,7 @@ class MAPPO(LightningModule):
         ValueError: a setting out of range; at set-up, a datamodule without multi-agent environments.
     """
 
-    work_unit = "frames"
+    partner = "datamodules.MARLRolloutDataModule"
 
     def __init__(
         self,
@@ -64,7 +58,6 @@ class MAPPO(LightningModule):
         evaluator: Literal["likeliest", "draw"] = "likeliest",
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         for name, value in (("gamma", gamma), ("lambda_", lambda_)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"MAPPO: {name} must be in [0, 1], got {value}")
@@ -85,20 +78,8 @@ class MAPPO(LightningModule):
         self.entropy_weight, self.value_weight = entropy_weight, value_weight
         self.learning_rate, self.max_grad_norm = learning_rate, max_grad_norm
         self.evaluator = evaluator
-        self.spec: MultiAgentSpec | None = None
-        self.policy = MultiAgentPolicy(self)
 
     # -- set-up -------------------------------------------------------------------------------------------------------
-    def setup(self, stage: str) -> None:
-        if self.spec is None:
-            spec = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
-            if not isinstance(spec, MultiAgentSpec):
-                raise ValueError(
-                    "MAPPO: needs a datamodule with multi-agent environments (datamodules.MARLRolloutDataModule), got "
-                    f"{type(getattr(self.trainer, 'datamodule', None)).__name__}"
-                )
-            self.build(spec, stream(global_seed(), _INIT_STREAM))
-
     def build(self, spec: MultiAgentSpec, generator: torch.Generator) -> None:
         """Make networks for the environment of ``spec``, with weights drawn from ``generator``."""
         self.spec = spec
@@ -120,9 +101,6 @@ class MAPPO(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate, eps=1e-5, fused=True)
-
-    def digest(self) -> Mapping[str, str]:
-        return {"weights": f"{float(self.actor_weights.detach().double().sum()):.17g}", "spec": str(self.spec)}
 
     # -- acting -------------------------------------------------------------------------------------------------------
     def begin(
@@ -164,19 +142,18 @@ class MAPPO(LightningModule):
         """Log-probabilities, values, advantages and value targets of a chunk ``[envs, steps]``."""
         assert self.spec is not None
         shape = rollout.batch_size
-        observation, after = rollout["observation"].flatten(0, 1), rollout["next_observation"].flatten(0, 1)
-        own = self.spec.own_state
-        state = rollout["state"].flatten(0, 1) if own else observation.flatten(1)
-        next_state = rollout["next_state"].flatten(0, 1) if own else after.flatten(1)
-        legal = rollout["legal"].flatten(0, 1) if "legal" in rollout.keys() else None  # noqa: SIM118 - a TensorDict
+        seen = cast(dict[str, Tensor], cast(TensorDict, rollout.flatten(0, 1)).to_dict())
+        observation, after, action = seen["observation"], seen["next_observation"], seen["action"]
+        state, next_state = seen.get("state", observation.flatten(1)), seen.get("next_state", after.flatten(1))
+        legal = seen.get("legal")
         log_policy = self.log_policy(observation, legal)
-        action = rollout["action"].flatten(0, 1)
         value, next_value = self.values(observation, state), self.values(after, next_state)
         reward: Tensor = rollout["reward"]
         if self.critic == "central":
             reward = reward[..., :1] if self.spec.common_reward else reward.sum(-1, keepdim=True)
-        terminated = rollout["terminated"].unsqueeze(-1).expand_as(reward)
-        done = (rollout["terminated"] | rollout["truncated"]).unsqueeze(-1).expand_as(reward)
+        terminated: Tensor = rollout["terminated"]
+        done = (terminated | rollout["truncated"]).unsqueeze(-1).expand_as(reward)
+        terminated = terminated.unsqueeze(-1).expand_as(reward)
         value, next_value = value.view_as(reward), next_value.view_as(reward)
         advantage, target = gae(reward, value, next_value, terminated, done, self.gamma, self.lambda_)
         ready = {
@@ -221,49 +198,7 @@ class MAPPO(LightningModule):
             adam.step() if number < updates - 1 else optimizer.step()
         if not math.isfinite(float(parts["loss"].detach())):
             raise ValueError("MAPPO: the loss is no longer finite: resume with a lower learning_rate")
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        if self.trainer.global_step % every == 0:
+        if self._logs_now():
             named = ("policy_loss", "value_loss", "entropy", "approximate_kl", "clip_fraction")
             self.log_dict({**{f"train/{n}": parts[n] for n in named}, "frames": float(self._frames)})
         return parts["loss"].detach()
-
-    @property
-    def _frames(self) -> int:
-        return int(getattr(getattr(self.trainer, "datamodule", None), "frames", 0))
-
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-    def validation_step(self, batch: TensorDict, batch_idx: int) -> None:
-        self._log_evaluation(batch, "val")
-
-    def test_step(self, batch: TensorDict, batch_idx: int) -> None:
-        self._log_evaluation(batch, "test")
-
-    def _log_evaluation(self, batch: TensorDict, stage: str) -> None:
-        self.log_dict(
-            {
-                f"{stage}/return": batch["episode_return"].mean(),
-                f"{stage}/length": batch["episode_length"].float().mean(),
-                "frames": float(self._frames),
-            },
-            sync_dist=True,
-            batch_size=len(batch),
-        )
-
-    def work_per_batch(self, batch: TensorDict) -> int:
-        """Environment frames of this rank since the batch before."""
-        return int(getattr(getattr(self.trainer, "datamodule", None), "frames_of_batch", 0))
-
-    def summary_rows(self) -> Mapping[str, str]:
-        metrics = self.trainer.callback_metrics
-        rows = {name: f"{float(metrics[name]):.4g}" for name in ("val/return", "test/return") if name in metrics}
-        return {**rows, "frames": f"{self._frames:,}"}
-
-    # -- checkpoint ---------------------------------------------------------------------------------------------------
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("multi_agent_spec")
-        if saved is not None and self.spec is None:
-            self.build(MultiAgentSpec(**saved), stream(global_seed(), _INIT_STREAM))
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.spec is not None:
-            checkpoint["multi_agent_spec"] = dataclasses.asdict(self.spec)

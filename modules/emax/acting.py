@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from modules.objectives.td import masked_max
+
 NEVER = float("-inf")
 
 
@@ -85,3 +87,14 @@ def majority_vote(utilities: Tensor, legal: Tensor | None = None) -> tuple[Tenso
     mean = utilities.mean(0)
     action = torch.where(votes == most, mean, NEVER).argmax(-1)
     return action, most.squeeze(-1) / members
+
+
+def greedy_value(values: Tensor, chooser: Tensor | None, legal: Tensor | None) -> Tensor:
+    """The greatest available of ``values`` ``[..., actions]``, or the one at which ``chooser`` is greatest; 0 where
+    nothing is available."""
+    if chooser is None:
+        return masked_max(values, None if legal is None else legal.expand_as(values))
+    if legal is None:
+        return values.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
+    chosen = values.gather(-1, torch.where(legal, chooser, NEVER).argmax(-1, keepdim=True)).squeeze(-1)
+    return torch.where(legal.any(-1), chosen, 0.0)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -19,27 +17,24 @@ from modules.emax.acting import (
     best_action,
     boltzmann_action,
     ensemble_moments,
+    greedy_value,
     majority_vote,
     member_utilities,
     with_random,
 )
 from modules.emax.batch import check_batch
-from modules.networks.multi_agent_policy import MultiAgentPolicy
 from modules.emax.rewards import RewardScale
 from modules.emax.settings import AgentNetwork, Clip, Ensemble, Explorer, Mixing, Reward, Target
+from modules.marl import MultiAgentModule
 from modules.networks.mixers import QMixer, SumMixer
 from modules.networks.stacked_agents import StackedAgents
-from modules.objectives.td import masked_max
-from modules.seeds import global_seed, stream
-
-_INIT_STREAM = 41  # keeps initial weights apart from other uses of the run's seed
 
 
 class DivergenceError(RuntimeError):
     """Training has left the range of values that rewards allow, or is no longer finite."""
 
 
-class ValueMARL(LightningModule):
+class ValueMARL(MultiAgentModule):
     """Value-based cooperative multi-agent learning with an ensemble of K members (EMAX; Schaefer et al. 2025).
 
     With the defaults this is VDN; ``mixing`` makes it IDQN or QMIX, and ``ensemble``, ``explorer``, ``target`` and
@@ -66,8 +61,6 @@ class ValueMARL(LightningModule):
         ValueError: a setting out of range, or one that does not fit the environment (at set-up).
     """
 
-    work_unit = "frames"
-
     def __init__(
         self,
         ensemble: Ensemble | None = None,
@@ -84,7 +77,6 @@ class ValueMARL(LightningModule):
         divergence_limit: float | None = 10.0,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"ValueMARL: gamma must be in [0, 1], got {gamma}")
         if not (learning_rate > 0.0 and adam_eps > 0.0):
@@ -121,10 +113,8 @@ class ValueMARL(LightningModule):
             },
             logger=False,
         )
-        self.spec: MultiAgentSpec | None = None
         self.agents: StackedAgents
         self.mixer: SumMixer | QMixer
-        self.policy = MultiAgentPolicy(self)
         self.rewards = RewardScale(self.reward)
         self._gradient_norm: Tensor | None = None
         self._checked = False
@@ -147,16 +137,6 @@ class ValueMARL(LightningModule):
         return self.ensemble.bootstrap_p
 
     # -- set-up -------------------------------------------------------------------------------------------------------
-    def setup(self, stage: str) -> None:
-        if self.spec is None:
-            spec = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
-            if not isinstance(spec, MultiAgentSpec):
-                raise ValueError(
-                    "ValueMARL: needs a datamodule with multi-agent environments (datamodules.MARLDataModule), got "
-                    f"{type(getattr(self.trainer, 'datamodule', None)).__name__}"
-                )
-            self.build(spec, stream(global_seed(), _INIT_STREAM))
-
     def build(self, spec: MultiAgentSpec, generator: torch.Generator) -> None:
         """Make networks for the environment of ``spec``, with weights drawn from ``generator``."""
         self.spec = spec
@@ -200,9 +180,6 @@ class ValueMARL(LightningModule):
         parameters = [p for p in self.parameters() if p.requires_grad]
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         return torch.optim.Adam(parameters, lr=self.learning_rate, eps=self.adam_eps, fused=fused)
-
-    def digest(self) -> Mapping[str, str]:
-        return {"weights": f"{float(self.online.detach().double().sum()):.17g}", "spec": str(self.spec)}
 
     # -- utilities ----------------------------------------------------------------------------------------------------
     def utilities(self, flat: Tensor, observation: Tensor) -> Tensor:
@@ -322,15 +299,15 @@ class ValueMARL(LightningModule):
             chooser = None
             if self.target.double_q and kind == "own_target":
                 chooser = online_next if online_next is not None else ahead(self.online.detach(), False).squeeze(1)
-            return _pick(values, chooser, legal)
+            return greedy_value(values, chooser, legal)
         every = ahead(flat, True)
         chooser = None
         if self.target.double_q and kind == "mean_target":
             online = ahead(self.online.detach(), True)
             chooser = online.mean(0) if reduce == "max_of_mean" else online
         if reduce == "max_of_mean":
-            return _pick(every.mean(0), chooser, legal)
-        return _pick(every, chooser, legal).mean(0)
+            return greedy_value(every.mean(0), chooser, legal)
+        return greedy_value(every, chooser, legal).mean(0)
 
     def targets(self, batch: TensorDict, online_next: Tensor | None = None) -> Tensor:
         """Targets ``[members or 1, items, steps, 1 or agents]`` (Schaefer et al. 2025, eq. of sec. 4.2), no gradient.
@@ -446,22 +423,6 @@ class ValueMARL(LightningModule):
                 cast(Tensor, self.lagged).lerp_(self.online, rule.tau)
                 cast(Tensor, self.lagged_mixer).lerp_(self.online_mixer, rule.tau)
 
-    @property
-    def _world(self) -> int:
-        return self.trainer.world_size if self._trainer is not None else 1
-
-    def _all_sum(self, value: Tensor) -> Tensor:
-        """``value`` summed over ranks."""
-        if self._world == 1:
-            return value
-        return cast(Tensor, self.trainer.strategy.reduce(value.clone(), reduce_op="sum"))
-
-    def _logs_now(self) -> bool:
-        if self._trainer is None:
-            return False
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
-        return self.trainer.global_step % every == 0
-
     def _log_training(self, batch: TensorDict, loss: Tensor, target: Tensor, values: Tensor) -> None:
         if self.minibatches > 1:  # members must be compared on the same steps
             with torch.no_grad():
@@ -507,10 +468,6 @@ class ValueMARL(LightningModule):
                 "learning_rate), or raise divergence_limit"
             )
 
-    @property
-    def _frames(self) -> int:
-        return int(getattr(getattr(self.trainer, "datamodule", None), "frames", 0))
-
     def clip_gradients_of_members(self) -> None:
         """Scale gradients down to ``clip.norm``, each member's by itself or all together."""
         agents, mixer = self.online.grad, self.online_mixer.grad
@@ -532,64 +489,3 @@ class ValueMARL(LightningModule):
         agents.mul_((self.clip.norm / (self._gradient_norm + 1e-6)).clamp_max(1.0).unsqueeze(1))
         if mixer is not None and mixer_squares is not None:
             mixer.mul_((self.clip.norm / (mixer_squares.sqrt() + 1e-6)).clamp_max(1.0).unsqueeze(1))
-
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-    def validation_step(self, batch: TensorDict, batch_idx: int) -> None:
-        self._log_evaluation(batch, "val")
-
-    def test_step(self, batch: TensorDict, batch_idx: int) -> None:
-        self._log_evaluation(batch, "test")
-
-    def _log_evaluation(self, batch: TensorDict, stage: str) -> None:
-        returns: Tensor = batch["episode_return"]
-        ordered, cut = returns.sort().values, len(returns) // 4
-        self.log_dict(
-            {
-                f"{stage}/return": returns.mean(),
-                f"{stage}/return_iqm": ordered[cut : len(ordered) - cut].mean(),
-                f"{stage}/length": batch["episode_length"].float().mean(),
-                "frames": float(self._frames),
-            },
-            sync_dist=True,
-            batch_size=len(returns),
-        )
-
-    def work_per_batch(self, batch: TensorDict) -> int:
-        """Environment frames of this rank since the batch before."""
-        return int(getattr(getattr(self.trainer, "datamodule", None), "frames_of_batch", 0))
-
-    def summary_rows(self) -> Mapping[str, str]:
-        metrics = self.trainer.callback_metrics
-        rows = {name: f"{float(metrics[name]):.4g}" for name in ("val/return", "test/return") if name in metrics}
-        return {**rows, "frames": f"{self._frames:,}"}
-
-    # -- checkpoint ---------------------------------------------------------------------------------------------------
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("multi_agent_spec")
-        if saved is None:
-            return
-        spec = MultiAgentSpec(**saved)
-        if self.spec is None:
-            self.build(spec, stream(global_seed(), _INIT_STREAM))
-            return
-        for name in ("num_agents", "num_actions", "observation_size", "state_size"):
-            if getattr(spec, name) != getattr(self.spec, name):
-                raise ValueError(
-                    f"ValueMARL: the checkpoint is of task {spec.task} with {name} {getattr(spec, name)}, "
-                    f"{self.spec.task} has {getattr(self.spec, name)}: name a checkpoint of the same task"
-                )
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.spec is not None:
-            checkpoint["multi_agent_spec"] = dataclasses.asdict(self.spec)
-
-
-def _pick(values: Tensor, chooser: Tensor | None, legal: Tensor | None) -> Tensor:
-    """The greatest available of ``values`` ``[..., actions]``, or the one at which ``chooser`` is greatest; 0 where
-    nothing is available."""
-    if chooser is None:
-        return masked_max(values, None if legal is None else legal.expand_as(values))
-    if legal is None:
-        return values.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
-    chosen = values.gather(-1, torch.where(legal, chooser, NEVER).argmax(-1, keepdim=True)).squeeze(-1)
-    return torch.where(legal.any(-1), chosen, 0.0)

@@ -36,9 +36,7 @@ def test_two_ranks_collect_for_themselves_and_resume_exactly(cli_process, suppor
         *run, "--experiment=cut", "--data.init_args.evaluation_streams=2", "--model.init_args.kill_at=15"
     )
     assert killed.returncode in (-signal.SIGKILL, 1, -signal.SIGTERM), killed.stderr
-    _check(
-        cli_process(*run, "--experiment=cut", "--data.init_args.evaluation_streams=2", "--ckpt_path", "last")
-    )
+    _check(cli_process(*run, "--experiment=cut", "--data.init_args.evaluation_streams=2", "--ckpt_path", "last"))
     whole, cut = (tmp_path / "runs" / each / "run-001" for each in ("whole", "cut"))
     assert_same(dict(checkpoint(whole)["state_dict"]), dict(checkpoint(cut)["state_dict"]))
     assert_same(rows(whole), rows(cut))

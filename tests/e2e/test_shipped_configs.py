@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from callbacks.study.plan import load_study
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-EXPERIMENTS = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("hardware", "configs"))
-LAYERS = {"llemma/control": "laptop", "llemma/paper_34b": "paper_7b"}
+STUDIES = sorted(CONFIGS.rglob("study_*.yaml"))
+EXPERIMENTS = sorted(
+    p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("hardware", "configs") and p not in STUDIES
+)
+LAYERS = {"llemma/control": "laptop", "llemma/paper_34b": "paper_7b", "emax/paper_iql": "paper"}
 FOLDERS = {"variant": "skill300", "neural": "leduc_neural", "nmm": "nmm"}  # of layers in configs/psd_psro
 OTHERS = {"variant/anytime": "leduc", "variant/xdo": "leduc"}
 
@@ -18,7 +23,9 @@ def layers(path: Path) -> list[object]:
     """The flags that name an experiment, with the one that it is a layer over before it."""
     below: Path | None = None
     method, *rest = path.relative_to(CONFIGS).with_suffix("").parts
-    if method == "psd_psro" and len(rest) == 2:
+    if method == "emax" and len(rest) == 2:
+        below = CONFIGS / method / "laptop.yaml"
+    elif method == "psd_psro" and len(rest) == 2:
         below = CONFIGS / method / f"{OTHERS.get('/'.join(rest), FOLDERS[rest[0]])}.yaml"
     elif f"{method}/{path.stem}" in LAYERS:
         below = path.with_stem(LAYERS[f"{method}/{path.stem}"])
@@ -42,7 +49,19 @@ def test_hardware_layer_parses_over_an_experiment(cli, capsys, path):
     }
 
 
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_every_run_of_a_study_parses(cli, capsys, path):
+    """One run of each task and each algorithm: layers and flags exist and fit together."""
+    study, _ = load_study(path)
+    algorithms, tasks = list(study.algorithms.values()), list(study.tasks.values())
+    for number in range(max(len(algorithms), len(tasks))):
+        task, algorithm = tasks[number % len(tasks)], algorithms[number % len(algorithms)]
+        files = [part for layer in (*study.base, *task.layers, *algorithm.layers) for part in ("-c", layer)]
+        assert cli("fit", *files, *study.flags, *task.flags, *algorithm.flags, "--print_config") == 0
+        assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"]
+
+
 def test_every_key_of_an_experiment_has_a_header_with_claim_and_time():
-    for path in EXPERIMENTS:
+    for path in [*EXPERIMENTS, *STUDIES]:
         header = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
         assert "Time" in header or "Cost" in header or "Expected" in header, path

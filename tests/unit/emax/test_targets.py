@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from modules.emax import AgentNetwork, Ensemble, Mixing, Reward, Target, ValueMARL
-from modules.emax.module import _pick
+from modules.emax.acting import greedy_value
 
 KINDS = ("mean_online", "mean_target", "own_online", "own_target")
 
@@ -69,9 +69,9 @@ def test_unavailable_actions_never_enter_a_target(kind):
 
 def test_double_q_gives_nothing_where_nothing_is_available():
     values, chooser = torch.tensor([[5.0, 7.0]]), torch.tensor([[1.0, 0.0]])
-    assert float(_pick(values, chooser, torch.tensor([[True, True]]))) == 5.0
-    assert float(_pick(values, chooser, torch.tensor([[False, True]]))) == 7.0
-    assert float(_pick(values, chooser, torch.tensor([[False, False]]))) == 0.0
+    assert float(greedy_value(values, chooser, torch.tensor([[True, True]]))) == 5.0
+    assert float(greedy_value(values, chooser, torch.tensor([[False, True]]))) == 7.0
+    assert float(greedy_value(values, chooser, torch.tensor([[False, False]]))) == 0.0
 
 
 def test_truncated_steps_bootstrap_and_terminated_ones_do_not():
