@@ -138,9 +138,9 @@ class MultiAgentSpec:
 class ActsMultiAgent(Protocol):
     """A module that acts for all agents of many environment copies at once, in tensors.
 
-    ``carry`` is what a policy remembers within an episode (hidden state, drawn member, latent), tensors ``[envs, ...]``.
-    Random numbers come from ``generator`` alone. ``frames``: environment steps so far over all ranks, for schedules;
-    ``None``: evaluation, no exploration.
+    ``carry`` is what a policy remembers within an episode (hidden state, drawn member, latent): tensors
+    ``[envs, ...]``. Random numbers come from ``generator`` alone. ``frames``: environment steps so far over all ranks,
+    for schedules; ``None``: evaluation, no exploration.
     """
 
     def begin(
@@ -157,7 +157,7 @@ class ActsMultiAgent(Protocol):
         generator: torch.Generator,
         frames: int | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Actions ``[envs, agents]`` int64, each available under ``legal`` ``[envs, agents, actions]``, and the carry."""
+        """Available actions ``[envs, agents]`` int64 under ``legal`` ``[envs, agents, actions]``, and the carry."""
         ...
 
 
@@ -165,12 +165,12 @@ class ActsMultiAgent(Protocol):
 class LearnsFromReplay(Protocol):
     """An off-policy module that says which minibatches it wants.
 
-    A batch is a TensorDict ``[updates, minibatches, items]``, one after the other for as many optimiser updates: ``observation`` ``[.., steps + 1, agents, features]``, ``legal``
-    likewise (only where the environment restricts actions), ``state`` ``[.., steps + 1, features]`` (only where the
-    environment has one of its own), ``action`` ``[.., steps, agents]``, ``reward`` ``[.., steps, agents]`` (each
-    agent's), ``terminated`` ``[.., steps]`` (no value beyond), ``filled`` ``[.., steps]`` (False: padding) and
-    ``member_mask`` ``[.., members]`` bool (bootstrap bits of the item). An item is one step, or with ``sequences`` a
-    whole episode, padded.
+    A batch is a TensorDict ``[updates, minibatches, items]``, one part after the other for as many optimiser updates:
+    ``observation`` ``[.., steps + 1, agents, features]``, ``legal`` likewise (only where the environment restricts
+    actions), ``state`` ``[.., steps + 1, features]`` (only where the environment has one of its own), ``action``
+    ``[.., steps, agents]``, ``reward`` ``[.., steps, agents]`` (each agent's), ``terminated`` ``[.., steps]`` (no value
+    beyond), ``filled`` ``[.., steps]`` (False: padding) and ``member_mask`` ``[.., members]`` bool (bootstrap bits of
+    the item). An item is one step, or with ``sequences`` a whole episode, padded.
     """
 
     minibatches: int

@@ -63,8 +63,8 @@ class _Evaluations(Dataset):
 class EnvironmentDataModule(LightningDataModule):
     """Environments of one task, stepped by the module in training; what a batch is made of is the subclass's.
 
-    Counts are over all ranks and are divided among them; each rank has environments and random streams of its own. A run
-    is ``batches`` long, one epoch. Its exact position is in the checkpoint.
+    Counts are over all ranks and are divided among them; each rank has environments and random streams of its own. A
+    run is ``batches`` long, one epoch. Its exact position is in the checkpoint.
 
     Args:
         task, backend, options, workers, envs, frames_per_batch, total_frames, collector, env_device,

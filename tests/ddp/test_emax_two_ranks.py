@@ -1,4 +1,4 @@
-"""Two processes over gloo: with one rank's data they learn bitwise what it learns; with their own they stay together."""
+"""Two processes over gloo: with one rank's data they learn bitwise what it learns; with their own they agree."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def refused(cli, capfd, support_configs):
         (["--model.init_args.ensemble.bootstrap_p=1.5"], ["bootstrap_p", "(0, 1]", "1.5"]),
         (["--model.init_args.explorer.beta=-1"], ["Explorer", "beta", "-1"]),
         (["--model.init_args.explorer.beta=.nan"], ["Explorer", "beta", "nan"]),
-        (["--model.init_args.reward.scalarise=none"], ["qmix needs a common reward", "reward.scalarise", "sum or mean"]),
+        (["--model.init_args.reward.scalarise=none"], ["qmix needs a common reward", "reward.scalarise"]),
         (["--model.init_args.gamma=1.1"], ["gamma", "[0, 1]", "1.1"]),
         (["--trainer.gradient_clip_val=1.0"], ["gradient clipping"]),
     ],
