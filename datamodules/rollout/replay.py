@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -16,6 +17,8 @@ from torch import Tensor
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, RandomSampler, ReplayBuffer
 
 from modules.files import read_json_object, write_bytes, write_json
+
+logging.getLogger("torchrl").setLevel(logging.WARNING)  # or every storage announces that it was allocated
 
 INDEX = "replay.json"
 PART_ITEMS = 16_384

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from typing import Any
+from killed import Killed
 
 from datamodules.marl_data import MARLDataModule
 from datamodules.rollout.environments import rank_seed
@@ -12,20 +10,8 @@ from modules.emax import ValueMARL
 from modules.seeds import global_seed
 
 
-class KilledMARL(ValueMARL):
-    """ValueMARL that ends by SIGKILL.
-
-    Args:
-        kill_at: training steps completed when it does, 0: never.
-    """
-
-    def __init__(self, kill_at: int = 0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.kill_at = kill_at
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.trainer.global_step == self.kill_at > 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+class KilledMARL(Killed, ValueMARL):
+    """ValueMARL that ends by SIGKILL."""
 
 
 class SameOnAllRanks(MARLDataModule):

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import torch
+from killed import Killed
 from torch import Tensor
 
 from datamodules.games import KuhnPoker
 from modules.psd_psro import PSDPSRO
 
 
-class KilledPSRO(PSDPSRO):
-    """PSDPSRO that ends by SIGKILL.
-
-    Args:
-        kill_at: training steps completed when it does, 0: never.
-    """
-
-    def __init__(self, kill_at: int = 0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.kill_at = kill_at
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.trainer.global_step == self.kill_at > 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+class KilledPSRO(Killed, PSDPSRO):
+    """PSDPSRO that ends by SIGKILL."""
 
 
 class BrokenKuhn(KuhnPoker):
