@@ -58,9 +58,11 @@ def test_run_continues_exactly_from_any_checkpoint(cli, support_configs, tmp_pat
     assert sum("val/return" in row for row in logged) == 4
     for key in ("latent/information", "latent/entropy", "latent/baseline", "latent/recent"):
         values = [row[key] for row in logged if key in row]
-        assert len(values) == 41 and all(map(math.isfinite, values)), key
+        assert len(values) == 41, key
+        assert all(map(math.isfinite, values)), key
     recent = [row["latent/recent"] for row in logged if "latent/recent" in row]
-    assert recent[0] == 1.0 and min(recent) < 0.5  # the window is over before the run is
+    assert recent[0] == 1.0
+    assert min(recent) < 0.5
 
 
 def test_replay_holds_the_latent_of_every_episode(cli, support_configs, tmp_path):
@@ -71,7 +73,8 @@ def test_replay_holds_the_latent_of_every_episode(cli, support_configs, tmp_path
     log_prob = stored["carry_latent_log_prob.000000.bin"].to(torch.uint8).view(torch.float32)
     assert latent.shape == begun.shape == log_prob.shape == (40,)
     assert set(latent.tolist()) == {0, 1, 2}
-    assert int(begun.max()) >= 640 and set((begun % 16).tolist()) == {0}  # of a chunk's start
+    assert int(begun.max()) >= 640
+    assert set((begun % 16).tolist()) == {0}
     assert bool((log_prob < 0.0).all())
 
 

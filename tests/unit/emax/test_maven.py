@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from emax_batches import adam, make_batch, make_spec, update
-from modules.networks.multi_agent_policy import MultiAgentPolicy
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.envs.matrix_games import MatrixGame
 from datamodules.envs.tasks import make_env
-from datamodules.rollout.environments import EnvironmentDataModule
 from datamodules.rollout.episodes import EpisodeBuilder, steps_as_items
 from datamodules.rollout.replay import Replay
 from datamodules.rollout.stream import CollectorStream, TensorStream
 from modules.contracts import ActsMultiAgent, LearnsFromReplay, MultiAgentSpec, StoresCarry
 from modules.emax import MAVEN, AgentNetwork, Clip, Ensemble, Explorer, Latent, Mixing, Reward, ValueMARL
 from modules.emax.maven import LatentAgents, _joined, one_hot
+from modules.marl import MultiAgentPolicy
 
 
 def _maven(spec: MultiAgentSpec, latent: Latent | None = None, seed: int = 0, **settings: Any) -> MAVEN:
@@ -86,7 +85,7 @@ def test_generated_layers_start_as_wide_as_linear_ones():
     agents = LatentAgents(3, 5, 40, latents=16, hidden=64, output_gain=0.5)
     table = agents.table(agents.init(torch.Generator().manual_seed(0)))
     made = table[:16].unsqueeze(1) + table[16:19] + table[-1]
-    linear = nn.Linear(64, 40).weight
+    linear = nn.Linear(64, 40).weight.detach()
     assert float(made.std()) == pytest.approx(0.5 * float(linear.std()), rel=0.05)
 
 
@@ -96,7 +95,7 @@ def test_only_latents_of_the_batch_move():
     part = _batch(spec)
     part["carry_latent"][:] = 2
     learner.losses(part)[0].sum().backward()
-    moved = learner.agents.table(learner.online.grad).abs().sum(1) > 0.0  # pyright: ignore[reportArgumentType]
+    moved = cast(LatentAgents, learner.agents).table(cast(Tensor, learner.online.grad)).abs().sum(1) > 0.0
     assert moved.tolist() == [False, False, True, False, True, True, True, True]
 
 
@@ -105,7 +104,8 @@ def test_mixer_reads_the_latent():
     learner, part = _maven(spec), _batch(spec)
     part["observation"] = _joined(part["observation"], part["carry_latent"])
     state = learner._state(part, slice(None, -1))
-    assert state is not None and state.shape == (1, 8, 6, spec.state_size + 4)
+    assert state is not None
+    assert state.shape == (1, 8, 6, spec.state_size + 4)
     torch.testing.assert_close(state[0, 3, 2, :15], part["observation"][0, 3, 2, :, :5].flatten())
     assert state[0, 3, 2, 15:].tolist() == one_hot(part["carry_latent"][0, 3], 4).tolist()
     assert _maven(spec, mixing=Mixing(kind="vdn"))._state(part, slice(None)) is None
@@ -140,8 +140,9 @@ def test_latent_is_drawn_from_the_policy():
 
 def test_policy_starts_near_uniform_and_baseline_at_zero():
     learner, state = _maven(make_spec(), Latent()), torch.randn(50, 15)
-    assert float((learner.latent_policy(state).softmax(-1) - 1 / 16).abs().max()) < 0.01
-    assert float(learner.baseline(state).abs().max()) == 0.0
+    with torch.no_grad():
+        assert float((learner.latent_policy(state).softmax(-1) - 1 / 16).abs().max()) < 0.01
+        assert float(learner.baseline(state).abs().max()) == 0.0
 
 
 @pytest.mark.parametrize("recurrent", [True, False])
@@ -193,12 +194,13 @@ def test_latent_policy_loss_by_hand(common):
         reward = part["reward"][0, item]
         paid = sum(float(reward[t, 0] if common else reward[t].sum()) for t in steps)
         chosen = logits.log_softmax(0)[part["carry_latent"][0, item]]
-        ratios.append(math.exp(float(chosen) - float(part["carry_latent_log_prob"][0, item])))
-        advantage = min(ratios[-1], 1.5) * (paid - float(expected))
+        ratios.append(math.exp(float(chosen.detach()) - float(part["carry_latent_log_prob"][0, item])))
+        advantage = min(ratios[-1], 1.5) * (paid - float(expected.detach()))
         probabilities = logits.softmax(0)
         entropy = -(probabilities * probabilities.log()).sum()
         wanted = wanted + (0.5 * (paid - expected) ** 2 - advantage * chosen - 0.3 * entropy) / 8
-    assert any(ratio > 1.5 for ratio in ratios) and any(ratio < 1.5 for ratio in ratios)
+    assert any(ratio > 1.5 for ratio in ratios)
+    assert any(ratio < 1.5 for ratio in ratios)
     torch.testing.assert_close(loss, wanted)
     owned = [*learner.latent_policy.parameters(), *learner.baseline.parameters()]
     got = torch.autograd.grad(loss, owned)
@@ -215,18 +217,18 @@ def test_old_episodes_train_only_the_entropy(monkeypatch):
     monkeypatch.setattr(MAVEN, "_frames", 1000)
     monkeypatch.setattr(learner, "_trainer", object())
     monkeypatch.setattr(MAVEN, "_world", 1)
-    loss = learner._latent_policy_loss(joined)
+    loss = learner._latent_policy_loss(joined).detach()
     assert float(learner._latent_metrics["latent/recent"]) == pytest.approx(3 / 8)
     monkeypatch.setattr(learner, "_trainer", None)
     bonus = 0.01 * float(learner._latent_metrics["latent/entropy"])
-    some = learner._latent_policy_loss(joined[:, 3:6])
+    some = learner._latent_policy_loss(joined[:, 3:6]).detach()
     some_bonus = 0.01 * float(learner._latent_metrics["latent/entropy"])
     assert float(loss) + bonus == pytest.approx(float(some) + some_bonus, rel=1e-4)
     # none within the window: no return is learnt from, and all parameters still take part
     joined["carry_latent_frames"] = torch.zeros(1, 8, dtype=torch.int64)
     monkeypatch.setattr(learner, "_trainer", object())
     loss = learner._latent_policy_loss(joined)
-    assert float(loss) == pytest.approx(-0.01 * float(learner._latent_metrics["latent/entropy"]))
+    assert float(loss.detach()) == pytest.approx(-0.01 * float(learner._latent_metrics["latent/entropy"]))
     loss.backward()
     assert all(p.grad is not None for p in (*learner.latent_policy.parameters(), *learner.baseline.parameters()))
     assert all(float(p.grad.abs().max()) == 0.0 for p in learner.baseline.parameters())  # pyright: ignore
@@ -254,8 +256,8 @@ def test_discriminator_loss_by_hand(kind, restricts):
             learner.discriminator(seen.unsqueeze(0))[0, -1:] if kind == "trajectory" else learner.discriminator(seen)
         )
         wrong = functional.cross_entropy(logits, part["carry_latent"][0, item].expand(len(logits)), reduction="sum")
-        total, count = total + float(wrong), count + len(logits)
-    assert float(got) == pytest.approx(total / count, rel=1e-5)
+        total, count = total + float(wrong.detach()), count + len(logits)
+    assert float(got.detach()) == pytest.approx(total / count, rel=1e-5)
     information = float(learner._latent_metrics["latent/information"])
     assert information == pytest.approx(math.log(4) - total / count, rel=1e-4, abs=1e-5)
     (slope,) = torch.autograd.grad(got, learner.online)
@@ -282,7 +284,10 @@ def test_loss_is_the_weighted_sum_and_padding_never_enters(recurrent, kind, mixi
     torch.testing.assert_close(loss, wanted)
     loss.sum().backward()
     for name, parameter in learner.named_parameters():
-        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+        if not parameter.requires_grad:  # VDN's mixer has none
+            continue
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
     spoilt = part.clone()
     padded = ~part["filled"]
     assert bool(padded.any())
@@ -326,39 +331,42 @@ def test_everything_learnt_is_in_the_checkpoint():
 
 # -- what it is for ----------------------------------------------------------------------------------------------------
 def _information(learner: MAVEN, observation: Tensor) -> float:
-    """Mutual information, nats, of an evenly drawn latent and the greedy joint action at one ``observation``
-    ``[agents, features]``: the entropy of the joint action, which the latent determines."""
+    """Mutual information, nats, of an evenly drawn latent and the joint action of agents that each draw from the
+    softmax of their utilities at one ``observation`` ``[2, features]``."""
     size = learner.latent.size
     seen = _joined(observation.expand(size, *observation.shape), torch.arange(size))
-    joint = learner.agents.apply(learner.online.detach(), seen)[0].argmax(-1)
-    counts = joint.unique(dim=0, return_counts=True)[1].double() / size
-    return float(-(counts * counts.log()).sum())
+    each = learner.agents.apply(learner.online.detach(), seen)[0].double().softmax(-1)
+    joint = (each[:, 0, :, None] * each[:, 1, None, :]).flatten(1)
+    return float((joint * (joint / joint.mean(0)).log()).sum(1).mean())
 
 
 @pytest.mark.parametrize("kind", ["trajectory", "step"])
 def test_information_term_makes_latents_distinct(kind):
-    """Nobody is paid and all latents start alike: only the information term can tell them apart."""
+    """Nobody is paid and all latents start nearly alike: the information term alone tells them apart."""
     spec = make_spec(agents=2, actions=3, features=1, common_reward=True, episode_limit=1)
+    observation, part = torch.ones(2, 1), _batch(spec, items=64, steps=1)
+    part["observation"], part["reward"] = torch.ones(1, 64, 2, 2, 1), torch.zeros(1, 64, 1, 2)
     found = {}
     for weight in (0.0, 1.0):
-        setting = Latent(size=4, discriminator=kind, discriminator_hidden=16, information_weight=weight)
+        setting = Latent(
+            size=4, discriminator=kind, discriminator_hidden=32, information_weight=weight, value_weight=0.0
+        )
         learner = _maven(spec, setting, learning_rate=1e-2)
         with torch.no_grad():
-            learner.agents.table(learner.online)[:4] = 0.0  # pyright: ignore
-            learner.lagged.copy_(learner.online)  # pyright: ignore
-        observation = torch.ones(2, 1)
-        assert _information(learner, observation) == 0.0
-        optimizer, bounds = adam(learner), []
-        for number in range(150):
-            part = _batch(spec, items=64, steps=1, seed=number)
-            part["observation"], part["reward"] = torch.ones(1, 64, 2, 2, 1), torch.zeros(1, 64, 1, 2)
-            part["terminated"] = torch.ones(1, 64, 1, dtype=torch.bool)
+            cast(LatentAgents, learner.agents).table(learner.online)[:4] *= 0.1
+        assert _information(learner, observation) < 1e-4
+        optimizer, bounds, draw = adam(learner), [], torch.Generator().manual_seed(0)
+        for number in range(120):
+            part["carry_latent"] = torch.randint(4, (1, 64), generator=draw)
             update(learner, optimizer, part, number)
             bounds.append(float(learner._latent_metrics["latent/information"]))
         found[weight] = (_information(learner, observation), sum(bounds[-10:]) / 10)
-    greedy, bound = found[1.0]
-    assert greedy > math.log(3) and bound > 1.0  # of at most log 4 = 1.386
-    assert found[0.0][1] < 0.1  # without the term the guesser stays at chance
+    behaviour, bound = found[1.0]
+    assert behaviour > math.log(2)  # at most log 4
+    assert bound > math.log(2)
+    behaviour, bound = found[0.0]
+    assert behaviour < 1e-3
+    assert abs(bound) < 0.1  # the guesser stays at chance
 
 
 def test_policy_finds_the_latent_that_pays():
@@ -375,9 +383,9 @@ def test_policy_finds_the_latent_that_pays():
         part["observation"] = torch.ones(1, 32, 2, 2, 1)
         part["reward"] = (carry["latent"] == 2).float().view(1, 32, 1, 1).expand(1, 32, 1, 2)
         update(learner, optimizer, part, number)
-    assert float(learner.latent_policy(state[:1]).softmax(-1)[0, 2]) > 0.8
+    assert float(learner.latent_policy(state[:1]).detach().softmax(-1)[0, 2]) > 0.8
     assert learner.begin(first, state, draw, None)["latent"].unique().tolist() == [2]
-    assert float(learner.baseline(state[:1])) > 0.7
+    assert float(learner.baseline(state[:1]).detach()) > 0.7
 
 
 # -- what goes into replay ---------------------------------------------------------------------------------------------
@@ -418,7 +426,8 @@ def _streams(actor: Any, steps: int) -> dict[str, Any]:
 
 
 def test_chunks_hold_the_carry_as_it_was_when_acting():
-    assert isinstance(_Counter(), StoresCarry) and isinstance(_Counter(), ActsMultiAgent)
+    assert isinstance(_Counter(), StoresCarry)
+    assert isinstance(_Counter(), ActsMultiAgent)
     streams = _streams(_Counter(), 4)
     counts = {name: torch.zeros(4, dtype=torch.int64) for name in streams}
     for _ in range(4):
@@ -426,7 +435,8 @@ def test_chunks_hold_the_carry_as_it_was_when_acting():
         for key in chunks["tensor"].keys():  # noqa: SIM118 - a TensorDict
             assert torch.equal(chunks["tensor"][key], chunks["torchrl"][key]), key
         for name, chunk in chunks.items():
-            assert chunk["carry_drawn"].shape == (4, 4, 2) and "carry_private" not in chunk.keys()  # noqa: SIM118
+            assert chunk["carry_drawn"].shape == (4, 4, 2)
+            assert "carry_private" not in chunk
             for step in range(4):
                 counts[name][chunk["first"][:, step]] = 0
                 assert torch.equal(chunk["carry_acted"][:, step], counts[name])
@@ -449,10 +459,11 @@ def test_items_hold_the_carry_of_their_first_step():
         builder_again = EpisodeBuilder(4, 5)
         builder_again.load_state_dict(builder.state_dict())
         builder = builder_again
-    whole = torch.cat(episodes)
-    assert whole["carry_acted"].shape == (len(whole),) and len(whole) >= 12
+    whole = cast(TensorDict, torch.cat(episodes))
+    assert whole["carry_acted"].shape == (len(whole),)
+    assert len(whole) >= 12
     assert bool((whole["carry_acted"] == 0).all())
-    together = torch.cat(chunks, 1)
+    together = cast(TensorDict, torch.cat(chunks, 1))
     drawn = together["carry_drawn"][together["first"]]
     for row in whole["carry_drawn"]:  # each episode's own draw, not that of the one before
         assert bool((drawn == row).all(-1).any())
@@ -460,7 +471,8 @@ def test_items_hold_the_carry_of_their_first_step():
     replay = Replay(64, seed=0)
     replay.extend(whole)
     sample = replay.sample(16)
-    assert sample["carry_drawn"].shape == (16, 2) and sample["carry_acted"].shape == (16,)
+    assert sample["carry_drawn"].shape == (16, 2)
+    assert sample["carry_acted"].shape == (16,)
 
 
 def test_nothing_carried_nothing_stored():
@@ -468,10 +480,10 @@ def test_nothing_carried_nothing_stored():
     chunk = stream.collect(4, 0)
     builder = EpisodeBuilder(4, 5)
     items = builder.items(stream.collect(4, 0))
-    assert not [key for found in (chunk, steps_as_items(chunk), items) if found is not None for key in found.keys()
-                if str(key).startswith("carry")]  # fmt: skip
-    assert ValueMARL.__dict__.get("carried", ()) == () and issubclass(MAVEN, ValueMARL)
-    assert EnvironmentDataModule is not None
+    found = {str(key) for part in (chunk, steps_as_items(chunk), items) if part is not None for key in part.keys()}  # noqa: SIM118
+    assert "action" in found
+    assert not [key for key in found if key.startswith("carry")]
+    assert not isinstance(ValueMARL(), StoresCarry)
 
 
 def test_episodes_begin_just_before_they_are_acted_in():
@@ -500,7 +512,7 @@ def test_settings_out_of_range_are_named():
         ({"discriminator": "none"}, "Latent: discriminator must be one of trajectory, step, got 'none'"),
     ):
         with pytest.raises(ValueError, match=message):
-            Latent(**settings)
+            Latent(**cast(Any, settings))
     with pytest.raises(ValueError, match="MAVEN: ensemble must be one member .* got size 3 and bootstrap_p 1.0"):
         MAVEN(ensemble=Ensemble(3))
     with pytest.raises(ValueError, match="MAVEN: mixing.kind must be qmix or vdn"):
@@ -510,12 +522,13 @@ def test_settings_out_of_range_are_named():
 def test_batch_without_latents_is_refused():
     spec = make_spec()
     learner = _maven(spec)
-    assert isinstance(learner, LearnsFromReplay) and learner.sequences
-    updates = torch.stack([_batch(spec)])
+    assert isinstance(learner, LearnsFromReplay)
+    assert learner.sequences
+    updates = cast(TensorDict, torch.stack(cast(Any, [_batch(spec)])))
     learner._check_batch(updates)
     learner._checked = False
     with pytest.raises(ValueError, match=r"MAVEN: batch: 'carry_latent_log_prob' must be \[1, 1, 8\], got nothing"):
-        learner._check_batch(updates.exclude("carry_latent_log_prob"))
+        learner._check_batch(cast(TensorDict, updates.exclude("carry_latent_log_prob")))
     updates["carry_latent"] = updates["carry_latent"].unsqueeze(-1)
     with pytest.raises(ValueError, match=r"'carry_latent' must be \[1, 1, 8\], got \[1, 1, 8, 1\]"):
         learner._check_batch(updates)
