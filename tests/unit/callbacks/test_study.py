@@ -268,7 +268,13 @@ def test_a_study_that_ends_takes_its_workers_with_it(fake, tmp_path, how):
     Path("study.yaml").write_text(yaml.safe_dump(content))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])}
     process = subprocess.Popen(
-        [sys.executable, "-c", SLEEPY], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLEEPY],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job ignores SIGINT, and so would what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (Path("calls.txt").is_file() and len(_calls()) == 4):  # both short runs are over, both long ones begun
