@@ -1,4 +1,4 @@
-"""BenchMARL's own training loop: ``Experiment.run`` with IQL, VDN or QMIX on VMAS ``simple_spread``.
+"""BenchMARL's own training loop: ``Experiment.run`` with IQL, VDN or QMIX on ``simple_spread`` of VMAS or PettingZoo.
 
 Evaluation, loggers, JSON and checkpoints are off. Everything else is what ``Experiment`` does by itself: its
 collector, replay buffer, losses and target updater.
@@ -18,15 +18,18 @@ from typing import Any
 
 import torch
 from benchmarl.algorithms import IqlConfig, QmixConfig, VdnConfig
-from benchmarl.environments import VmasTask
+from benchmarl.environments import PettingZooTask, VmasTask
 from benchmarl.environments.common import TaskClass
 from benchmarl.experiment import Experiment, ExperimentConfig
 from benchmarl.experiment.callback import Callback
 from benchmarl.models.mlp import MlpConfig
 from marl_common import IterationClock, MarlArgs, parse_marl_args, print_line
 
+PACKAGES = ("benchmarl", "vmas", "pettingzoo", "torchrl", "tensordict", "torch")
 WARNINGS = (
     "No episode terminated this iteration",  # iterations may be shorter than an episode
+    "PettingZoo failed to load all modules",  # of which only the particles are installed and needed
+    r"\w+ environments failed to load with error message",
 )
 
 
@@ -96,8 +99,15 @@ class TensorTask(TaskClass):
 
 
 def make_task(args: MarlArgs) -> TaskClass:
+    """Raises: ValueError for a task that BenchMARL does not have."""
+    if args.environment == "lbf":
+        raise ValueError("benchmarl: environment: vmas, tensor or pettingzoo, got 'lbf'")
     if args.environment == "tensor":
         return TensorTask("spread", {"agents": args.agents, "episode_limit": args.max_steps})
+    if args.environment == "pettingzoo":
+        task = PettingZooTask.SIMPLE_SPREAD.get_from_yaml()
+        task.config = {**task.config, "N": args.agents, "max_cycles": args.max_steps}
+        return task
     task = VmasTask.SIMPLE_SPREAD.get_from_yaml()
     task.config = {"max_steps": args.max_steps, "obs_agents": True, "n_agents": args.agents}
     return task
@@ -160,16 +170,17 @@ def main(args: MarlArgs) -> None:
         experiment.run()
     if (clock.frames, clock.updates) != (args.frames, args.updates):
         raise RuntimeError(f"benchmarl: {clock.frames} frames and {clock.updates} updates an iteration, asked: {args}")
-    env_spec = experiment.observation_spec["agents", "observation"]
+    (group,) = experiment.group_map
+    env_spec = experiment.observation_spec[group, "observation"]
     print_line(
         clock.clock.line(
             "benchmarl",
             args,
-            parameters=sum(p.numel() for p in experiment.losses["agents"].parameters()),
+            parameters=sum(p.numel() for p in experiment.losses[group].parameters()),
             observation=env_spec.shape[-1],
-            actions=experiment.action_spec["agents", "action"].space.n,
+            actions=experiment.action_spec[group, "action"].space.n,
             losses=[round(loss, 5) for loss in (clock.losses[0], clock.losses[-1])],
-            versions={name: version(name) for name in ("benchmarl", "vmas", "torchrl", "tensordict", "torch")},
+            versions={name: version(name) for name in PACKAGES},
         )
     )
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import torch
 
 ALGORITHMS = ("iql", "vdn", "qmix")
-ENVIRONMENTS = ("vmas", "tensor")
+ENVIRONMENTS = ("vmas", "tensor", "pettingzoo", "lbf")
 
 
 @dataclass(frozen=True)
 class MarlArgs:
-    """One run of one loop: value learning on a cooperative navigation task, parameters shared among agents."""
+    """One run of one loop: value learning on a cooperative task, parameters shared among agents."""
 
     algorithm: str = "vdn"
     envs: int = 10
@@ -49,8 +49,9 @@ class MarlArgs:
     warmup: int = 2
     iterations: int = 5
     environment: str = "vmas"
-    """``vmas``: VMAS ``simple_spread``; ``tensor``: Plumbline's tensor environment of the same task. Both loops run on
-    both, so that loops can be compared on one environment."""
+    """``vmas``: VMAS ``simple_spread``; ``tensor``: Plumbline's tensor environment of the same task; ``pettingzoo``:
+    the package that both follow, stepped through the loop's own adapter. Both loops run on all three, so that loops can
+    be compared on one environment. ``lbf``: level-based foraging in tensors, two agents, Plumbline only."""
     threads: int = 1
     seed: int = 0
     members: int = 1

@@ -27,6 +27,8 @@ def full_config(args: MarlArgs, runs: Path) -> dict[str, Any]:
     task, options = f"mpe/spread-{args.agents}", {"episode_limit": args.max_steps}
     if args.environment == "vmas":
         task, options = "vmas/simple_spread", {**options, "scenario_options": {"n_agents": args.agents}}
+    elif args.environment == "lbf":
+        task, options = "lbf/8x8-2p-2f-coop", {}  # episodes of 50, as registered
     return {
         "seed_everything": args.seed,
         "runs": str(runs),
@@ -49,7 +51,7 @@ def full_config(args: MarlArgs, runs: Path) -> dict[str, Any]:
             "class_path": "datamodules.MARLDataModule",
             "init_args": {
                 "task": task,
-                "backend": "tensor" if args.environment == "tensor" else "package",
+                "backend": "tensor" if args.environment in ("tensor", "lbf") else "package",
                 "options": options,
                 "envs": args.envs,
                 "frames_per_batch": args.frames,

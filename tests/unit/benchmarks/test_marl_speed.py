@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,7 +62,7 @@ def test_settings_are_the_published_ones(load):
     ("change", "message"),
     [
         ({"algorithm": "mappo"}, "algorithm: one of iql, vdn, qmix, got 'mappo'"),
-        ({"environment": "atari"}, "environment: one of vmas, tensor, got 'atari'"),
+        ({"environment": "atari"}, "environment: one of vmas, tensor, pettingzoo, lbf, got 'atari'"),
         ({"envs": 0}, "envs: must be >= 1, got 0"),
         ({"envs": 7, "frames": 1000}, r"frames: must be a multiple of envs \(7\), got 1000"),
     ],
@@ -78,11 +79,93 @@ def test_result_line_skips_what_libraries_print(load):
     assert driver.result_line("nothing\n") is None
 
 
+def _line(frames: int, updates: int, rate: float = 1.0, parameters: int = 7) -> dict[str, float]:
+    return {"frames": frames, "updates": updates, "frames_per_cpu_s": rate, "parameters": parameters}
+
+
 def test_loops_that_did_other_work_are_not_compared(load):
     driver = load("marl_train_speed")
-    driver.check_equal_work({"a": {"frames": 10, "updates": 2}, "b": {"frames": 10, "updates": 2}})
+    short = driver.LOOPS["benchmarl_pettingzoo"].shorter
+    assert short > 1
+    results = {"benchmarl": _line(100 * short, 20 * short), "benchmarl_pettingzoo": _line(100, 20)}
+    driver.check_equal_work(results, iterations=short)
     with pytest.raises(ValueError, match="different work"):
-        driver.check_equal_work({"a": {"frames": 10, "updates": 2}, "b": {"frames": 10, "updates": 3}})
+        driver.check_equal_work({**results, "benchmarl_pettingzoo": _line(100, 30)}, iterations=short)
+    with pytest.raises(ValueError, match="different work"):
+        driver.check_equal_work({**results, "plumbline": _line(100, 20)}, iterations=short)
+
+
+def test_networks_on_the_same_task_must_be_of_one_size(load):
+    driver = load("marl_train_speed")
+    results = {"benchmarl": _line(10, 2), "plumbline": _line(10, 2, parameters=9), "plumbline_vmas": _line(10, 2)}
+    driver.check_equal_work(results, iterations=1)  # plumbline is on another environment
+    results["plumbline_vmas"] = _line(10, 2, parameters=8)
+    with pytest.raises(ValueError, match="different numbers of parameters.*'plumbline_vmas': 8, 'benchmarl': 7"):
+        driver.check_equal_work(results, iterations=1)
+
+
+def test_pairs_name_known_loops(load):
+    driver = load("marl_train_speed")
+    assert {name for pair in driver.PAIRS for name in pair} == set(driver.LOOPS)
+
+
+def test_ratios_are_taken_within_a_round(load):
+    driver = load("marl_train_speed")
+    speeds = [(10.0, 20.0), (1.0, 4.0), (100.0, 300.0)]  # the ratio of the medians would be 2
+    rounds = [{"benchmarl": _line(1, 1, theirs), "plumbline": _line(1, 1, ours)} for theirs, ours in speeds]
+    assert driver.pair_ratios(rounds, "frames_per_cpu_s") == {
+        "plumbline / benchmarl": {"median": 3.0, "min": 2.0, "max": 4.0, "by_round": [2.0, 4.0, 3.0]}
+    }
+    assert driver.rates(rounds, "frames_per_cpu_s")["plumbline"] == {"median": 20.0, "min": 4.0, "max": 300.0}
+
+
+def test_other_rules_are_not_compared(load, monkeypatch):
+    driver = load("marl_train_speed")
+    answers = iter(["same", "same", "same", "other"])
+    monkeypatch.setattr(driver, "_last_line", lambda name, command: {"sha256": next(answers)})
+    shared = {"agents": 3, "max_steps": 100}
+    assert len(driver.check_same_rules(Path("python"), shared)) == 2
+    with pytest.raises(ValueError, match="different rules"):
+        driver.check_same_rules(Path("python"), shared)
+
+
+def test_rules_are_read_from_seeds_and_actions(load):
+    rules = load("spread_rules")
+
+    class Env:
+        """Shows the seed, pays the sum of all actions so far."""
+
+        def reset(self, seed):
+            self.seed, self.total = seed, 0
+            return self._seen(), {}
+
+        def step(self, actions):
+            assert all(0 <= action < 5 for action in actions.values())
+            self.total += sum(actions.values())
+            ends = dict.fromkeys("ab", False)
+            return self._seen(), dict.fromkeys("ab", float(self.total)), ends, ends, {}
+
+        def _seen(self):
+            return {name: np.full(2, self.seed, np.float32) for name in "ab"}
+
+    first = rules.play(Env(), seed=1, agents=2, steps=9)
+    assert len(first) == 1 + 2 * 9
+    assert first == rules.play(Env(), seed=1, agents=2, steps=9)
+    assert first != rules.play(Env(), seed=2, agents=2, steps=9)
+    with pytest.raises(ValueError, match="2 agents, 3 asked"):
+        rules.play(Env(), seed=1, agents=3, steps=9)
+
+
+@pytest.mark.parametrize("environment", ["vmas", "tensor", "pettingzoo", "lbf"])
+def test_every_environment_has_a_task(load, environment):
+    loop, common = load("plumbline_marl_loop"), load("marl_common")
+    data = loop.full_config(common.MarlArgs(environment=environment), Path("runs"))["data"]["init_args"]
+    assert (data["task"], data["backend"], data["options"].get("episode_limit")) == {
+        "vmas": ("vmas/simple_spread", "package", 100),
+        "tensor": ("mpe/spread-3", "tensor", 100),
+        "pettingzoo": ("mpe/spread-3", "package", 100),
+        "lbf": ("lbf/8x8-2p-2f-coop", "tensor", None),
+    }[environment]
 
 
 def test_recorded_command_of_training_names_no_folder(load):
