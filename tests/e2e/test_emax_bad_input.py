@@ -52,7 +52,7 @@ def test_refusals(refused, flags, says):
 def test_datamodule_of_another_kind(refused):
     game = "init_args: {game: {class_path: datamodules.games.KuhnPoker}}"
     line = refused(f"--data={{class_path: datamodules.GameDataModule, {game}}}")
-    assert "ValueMARL: needs a datamodule with multi-agent environments (datamodules.MARLDataModule)" in line
+    assert "KilledMARL: needs a datamodule with multi-agent environments (datamodules.MARLDataModule)" in line
 
 
 def test_replay_larger_than_the_disk(refused, monkeypatch):
