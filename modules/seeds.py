@@ -19,7 +19,12 @@ def global_seed() -> int:
     return int(os.environ.get(SEED_VARIABLE, "0"))
 
 
-def stream(*keys: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator, the same for the same ``keys`` (non-negative integers)."""
+def stream_seed(*keys: int) -> int:
+    """A 63-bit seed, the same for the same ``keys`` (non-negative integers)."""
     words = np.random.SeedSequence(keys).generate_state(2)
-    return torch.Generator(device=device).manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def stream(*keys: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator, seeded by :func:`stream_seed`."""
+    return torch.Generator(device=device).manual_seed(stream_seed(*keys))

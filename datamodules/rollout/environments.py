@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict
@@ -17,7 +16,7 @@ from datamodules.envs.tasks import make_env
 from datamodules.rollout.evaluation import play_episodes
 from datamodules.rollout.stream import CollectorStream, Stream, TensorStream
 from modules.contracts import ActingModule, ActsMultiAgent, MultiAgentSpec
-from modules.seeds import global_seed
+from modules.seeds import global_seed, stream_seed
 
 ENVIRONMENT, ACTOR, SAMPLER, BITS, EVALUATION = range(5)
 """What a rank's random streams are for."""
@@ -25,12 +24,6 @@ ENVIRONMENT, ACTOR, SAMPLER, BITS, EVALUATION = range(5)
 
 def _same(batch: Any) -> Any:
     return batch
-
-
-def rank_seed(seed: int, rank: int, purpose: int) -> int:
-    """Seed of one of a rank's random streams."""
-    words = np.random.SeedSequence([seed, rank, purpose]).generate_state(2)
-    return int(words[0]) << 31 | int(words[1]) >> 1
 
 
 class _Batches(Dataset):
@@ -159,7 +152,7 @@ class EnvironmentDataModule(LightningDataModule):
 
     def rank_seed(self, purpose: int) -> int:
         """Seed of this rank's stream for ``purpose``."""
-        return rank_seed(global_seed(), self.rank, purpose)
+        return stream_seed(global_seed(), self.rank, purpose)
 
     def make_env(self, envs: int, seed: int) -> MultiAgentEnv:
         """``envs`` copies of the task."""
@@ -199,7 +192,7 @@ class EnvironmentDataModule(LightningDataModule):
             common_reward=env.common_reward,
         )
         # evaluation starts depend on no rank: any number of ranks plays the same episodes
-        self._evaluation_seed = rank_seed(global_seed(), 0, EVALUATION)
+        self._evaluation_seed = stream_seed(global_seed(), 0, EVALUATION)
         if stage == "fit":
             self._setup_fit()
         self._made = True

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from modules.contracts import MultiAgentSpec
 from modules.emax.module import ValueMARL
-from modules.emax.settings import Mixing, _least, _one_of_its_kinds
+from modules.emax.settings import Mixing, check_kinds, check_least
 from modules.networks.mixers import QMixer
 from modules.networks.stacked_agents import StackedAgents, StackedGRU
 from modules.networks.stacked_mlp import StackedMLP
@@ -55,8 +55,8 @@ class Latent:
     evaluation: Literal["greedy", "sampled"] = "greedy"
 
     def __post_init__(self) -> None:
-        _one_of_its_kinds(self)
-        _least(
+        check_kinds(self)
+        check_least(
             "Latent",
             size=(self.size, 2),
             information_weight=(self.information_weight, 0.0),

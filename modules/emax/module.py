@@ -340,7 +340,7 @@ class ValueMARL(MultiAgentModule):
         its own.
         """
         if state is None:
-            return utilities.sum(-1)
+            return self.mixer.mix(flat, utilities, None)
         batches, items, steps = utilities.shape[0], utilities.shape[1], utilities.shape[2]
         if average and flat.shape[0] > 1:
             rows, seen = utilities.reshape(1, -1, utilities.shape[-1]), state.reshape(1, -1, state.shape[-1])

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args, get_origin, get_type_hints
 
 
-def _least(owner: str, **limits: tuple[float, float]) -> None:
+def check_least(owner: str, **limits: tuple[float, float]) -> None:
     for name, (value, least) in limits.items():
         if not value >= least:
             raise ValueError(f"{owner}: {name} must be >= {least:g}, got {value}")
 
 
-def _one_of_its_kinds(settings: object) -> None:
+def check_kinds(settings: object) -> None:
     """Literal fields against their alternatives: a misspelt one made in Python would pass for another."""
     for name, hint in get_type_hints(type(settings)).items():
         if get_origin(hint) is Literal and getattr(settings, name) not in get_args(hint):
@@ -40,7 +40,7 @@ class Ensemble:
     prior_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        _least("Ensemble", size=(self.size, 1), prior_scale=(self.prior_scale, 0.0))
+        check_least("Ensemble", size=(self.size, 1), prior_scale=(self.prior_scale, 0.0))
         if not 0.0 < self.bootstrap_p <= 1.0:
             raise ValueError(f"Ensemble: bootstrap_p must be in (0, 1], got {self.bootstrap_p}")
 
@@ -70,8 +70,8 @@ class Explorer:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of_its_kinds(self)
-        _least("Explorer", beta=(self.beta, 0.0), epsilon_frames=(self.epsilon_frames, 1))
+        check_kinds(self)
+        check_least("Explorer", beta=(self.beta, 0.0), epsilon_frames=(self.epsilon_frames, 1))
         for name in ("epsilon_start", "epsilon_finish"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"Explorer: {name} must be in [0, 1], got {getattr(self, name)}")
@@ -107,8 +107,8 @@ class Target:
     tau: float = 1.0
 
     def __post_init__(self) -> None:
-        _one_of_its_kinds(self)
-        _least("Target", update_every=(self.update_every, 1))
+        check_kinds(self)
+        check_least("Target", update_every=(self.update_every, 1))
         if not 0.0 < self.tau <= 1.0:
             raise ValueError(f"Target: tau must be in (0, 1], got {self.tau}")
 
@@ -134,8 +134,8 @@ class Mixing:
     hypernet_layers: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
-        _one_of_its_kinds(self)
-        _least("Mixing", embed=(self.embed, 1), hypernet_hidden=(self.hypernet_hidden, 1))
+        check_kinds(self)
+        check_least("Mixing", embed=(self.embed, 1), hypernet_hidden=(self.hypernet_hidden, 1))
 
 
 @dataclass
@@ -149,7 +149,7 @@ class AgentNetwork:
     output_gain: float = 1.0
 
     def __post_init__(self) -> None:
-        _least("AgentNetwork", hidden=(self.hidden, 1))
+        check_least("AgentNetwork", hidden=(self.hidden, 1))
         if not self.output_gain > 0.0:
             raise ValueError(f"AgentNetwork: output_gain must be > 0, got {self.output_gain}")
 
@@ -168,7 +168,7 @@ class Reward:
     norm: Literal["none", "scale", "standardise"] = "none"
 
     def __post_init__(self) -> None:
-        _one_of_its_kinds(self)
+        check_kinds(self)
 
 
 @dataclass
@@ -184,6 +184,6 @@ class Clip:
     scope: Literal["member", "global"] = "member"
 
     def __post_init__(self) -> None:
-        _one_of_its_kinds(self)
+        check_kinds(self)
         if self.norm is not None and not self.norm > 0.0:
             raise ValueError(f"Clip: norm must be > 0, got {self.norm}")

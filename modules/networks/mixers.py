@@ -20,7 +20,7 @@ class SumMixer:
         return torch.zeros(count, 0, device=generator.device)
 
     def mix(self, flat: Tensor, utilities: Tensor, state: Tensor | None) -> Tensor:
-        """``utilities`` ``[members, rows, agents]`` to ``[members, rows]``; the rest is ignored."""
+        """``utilities`` ``[..., agents]`` to ``[...]``; the rest is ignored."""
         return utilities.sum(-1)
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from killed import Killed
 
 from datamodules.marl_data import MARLDataModule
-from datamodules.rollout.environments import rank_seed
 from modules.emax import ValueMARL
-from modules.seeds import global_seed
+from modules.seeds import global_seed, stream_seed
 
 
 class KilledMARL(Killed, ValueMARL):
@@ -21,7 +20,7 @@ class SameOnAllRanks(MARLDataModule):
         return value
 
     def rank_seed(self, purpose: int) -> int:
-        return rank_seed(global_seed(), 0, purpose)
+        return stream_seed(global_seed(), 0, purpose)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 from typing import Any
 
 import pytest
 import torch
+from env_steps import assert_snapshot_goes_on_exactly, assert_torchrl_steps_as_without_tensordicts
 from torch import Tensor
 from torchrl.envs.utils import check_env_specs
 
@@ -189,53 +187,14 @@ def test_observing_some_rows(options: dict[str, Any]) -> None:
         assert torch.equal(whole[[4, 1]], part)
 
 
-def walk(env: BoulderPush, steps: int, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    out = []
-    for _ in range(steps):
-        actions = torch.randint(env.num_actions, (env.envs, env.num_agents), generator=generator)
-        reward, terminated, truncated = env.advance(actions)
-        out += [reward, terminated, truncated, *env.observe()]
-        env.restart((terminated | truncated).nonzero().squeeze(1))
-    return out
-
-
 @pytest.mark.parametrize("options", OPTIONS)
 def test_snapshot_goes_on_exactly(options: dict[str, Any]) -> None:
-    env = BoulderPush(9, **options, seed=5)
-    env.restart()
-    walk(env, 60, seed=1)
-    file = io.BytesIO()
-    torch.save(env.snapshot(), file)
-    file.seek(0)
-    copies = [BoulderPush(9, **options, seed=99), copy.deepcopy(env), pickle.loads(pickle.dumps(env))]
-    copies[0].restore(torch.load(file, weights_only=True))
-    expected = walk(env, 60, seed=2)
-    for other in copies:
-        got = walk(other, 60, seed=2)
-        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+    assert_snapshot_goes_on_exactly(lambda envs, seed: BoulderPush(envs, **options, seed=seed))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_torchrl_steps_as_without_tensordicts(options: dict[str, Any]) -> None:
-    ours, theirs = (BoulderPush(7, **options, seed=8) for _ in range(2))
-    generator = torch.Generator().manual_seed(0)
-    ours.restart()
-    current = theirs.reset()
-    for _ in range(120):
-        seen = ours.observe()
-        for value, key in zip(seen, (("agents", "observation"), ("agents", "action_mask"), "state"), strict=True):
-            assert torch.equal(value, current[key])
-        actions = torch.randint(ours.num_actions, (7, ours.num_agents), generator=generator)
-        reward, terminated, truncated = ours.advance(actions)
-        last = ours.observe()[0]
-        ours.restart((terminated | truncated).nonzero().squeeze(1))
-        stepped, current = theirs.step_and_maybe_reset(current.set(("agents", "action"), actions))
-        after = stepped["next"]
-        assert torch.equal(after["agents", "reward"].squeeze(-1), reward)
-        assert torch.equal(after["terminated"].squeeze(-1), terminated)
-        assert torch.equal(after["truncated"].squeeze(-1), truncated)
-        assert torch.equal(after["agents", "observation"], last)
+    assert_torchrl_steps_as_without_tensordicts(lambda envs, seed: BoulderPush(envs, **options, seed=seed))
 
 
 @pytest.mark.parametrize(
