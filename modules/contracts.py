@@ -7,7 +7,7 @@ A class takes part by having the member; nothing needs to inherit from these. Ca
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -352,3 +352,32 @@ class ReportsPopulation(Protocol):
         population (a single one where players share it); ``history``: metric name to ``[(iteration, frames, value)]``.
         """
         ...
+
+
+@dataclass(frozen=True)
+class PromptSample:
+    """One prompt as text, and what a reward may compare its response with.
+
+    ``labels``: whole numbers by name, e.g. ``{"act": 1, "emotion": 0}`` of the human reply.
+    """
+
+    prompt: str
+    reference: str = ""
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class ProvidesPrompts(Protocol):
+    """A datamodule of prompts to respond to.
+
+    A batch is a TensorDict ``[B]`` with ``prompt_ids`` int64 ``[B, P]`` (padded on the right, any token id as padding),
+    ``prompt_length`` int64 ``[B]`` (at least 1) and ``index`` int64 ``[B]``, the row in ``samples(split)``; -1: a row
+    that only fills the batch up, so that every rank has as many. Training batches are of ``samples("train")``, the
+    validation and test loaders' of ``"val"`` and ``"test"``. ``tokenizer`` has ``hash``, ``vocab_size``, ``eod_id`` (the
+    token that ends a response; -1: there is none), ``encode(text)``, ``decode(ids)`` and, where it is a Hugging Face
+    directory, ``directory``.
+    """
+
+    tokenizer: Any
+
+    def samples(self, split: str) -> Sequence[PromptSample]: ...
