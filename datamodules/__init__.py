@@ -7,26 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodules.corpus_data import CorpusDataModule
+    from datamodules.dialogue_data import DialogueDataModule
     from datamodules.game_data import GameDataModule
+    from datamodules.gold_proxy_data import GoldProxyDataModule
     from datamodules.marl_data import MARLDataModule, MARLRolloutDataModule
     from datamodules.math_data import MathTaskDataModule
+    from datamodules.preference_data import PreferenceDataModule
     from datamodules.sft_data import SFTDataModule
 
 __all__ = [
     "CorpusDataModule",
+    "DialogueDataModule",
     "GameDataModule",
+    "GoldProxyDataModule",
     "MARLDataModule",
     "MARLRolloutDataModule",
     "MathTaskDataModule",
+    "PreferenceDataModule",
     "SFTDataModule",
 ]
 
 _HOMES = {
     "CorpusDataModule": "datamodules.corpus_data",
+    "DialogueDataModule": "datamodules.dialogue_data",
     "GameDataModule": "datamodules.game_data",
+    "GoldProxyDataModule": "datamodules.gold_proxy_data",
     "MARLDataModule": "datamodules.marl_data",
     "MARLRolloutDataModule": "datamodules.marl_data",
     "MathTaskDataModule": "datamodules.math_data",
+    "PreferenceDataModule": "datamodules.preference_data",
     "SFTDataModule": "datamodules.sft_data",
 }
 

@@ -373,11 +373,18 @@ class ProvidesPrompts(Protocol):
     A batch is a TensorDict ``[B]`` with ``prompt_ids`` int64 ``[B, P]`` (padded on the right, any token id as padding),
     ``prompt_length`` int64 ``[B]`` (at least 1) and ``index`` int64 ``[B]``, the row in ``samples(split)``; -1: a row
     that only fills the batch up, so that every rank has as many. Training batches are of ``samples("train")``, the
-    validation and test loaders' of ``"val"`` and ``"test"``. ``tokenizer`` has ``hash``, ``vocab_size``, ``eod_id`` (the
-    token that ends a response; -1: there is none), ``encode(text)``, ``decode(ids)`` and, where it is a Hugging Face
-    directory, ``directory``.
+    validation and test loaders' of ``"val"`` and ``"test"``. ``tokenizer`` has ``hash``, ``vocab_size``, ``eod_id``
+    (the token that ends a response; -1: there is none), ``encode(text)``, ``decode(ids)`` and, where it is a Hugging
+    Face directory, ``directory``. Where prompts repeat in evaluation, ``row`` int64 ``[B]`` tells their rows apart.
     """
 
     tokenizer: Any
 
     def samples(self, split: str) -> Sequence[PromptSample]: ...
+
+
+@runtime_checkable
+class ReportsSamples(Protocol):
+    """A module that shows texts of its last evaluation; equal keys in every entry, control characters removed."""
+
+    def sample_texts(self) -> Sequence[Mapping[str, str]]: ...

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from modules.networks.causal_lm import CausalLM
 from modules.networks.llama import Llama
 from modules.optional import require
 
-LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR_NAMES = Llama.linear_names
+_Model = TypeVar("_Model", bound=CausalLM)
 _ADAPTER = "default"
 
 
-def quantize(model: Llama, bits: Literal[4, 8] = 4) -> Llama:
+def quantize(model: _Model, bits: Literal[4, 8] = 4) -> _Model:
     """Replace the linear maps of all decoder layers by frozen 4-bit (NF4, double quantisation) or 8-bit ones, in place.
 
     Embedding, norms and output head stay as they are, but frozen. Train adapters on top (`add_lora`).
@@ -28,12 +31,10 @@ def quantize(model: Llama, bits: Literal[4, 8] = 4) -> Llama:
         raise ValueError(f"quantize: bits must be 4 or 8, got {bits}")
     bnb = _bitsandbytes()
     model.requires_grad_(False)
-    layers: Any = model.model.layers
-    for layer in layers:
-        for block in (layer.self_attn, layer.mlp):
-            for name, linear in list(block.named_children()):
-                if type(linear) is nn.Linear:
-                    setattr(block, name, _quantized_linear(bnb, linear, bits))
+    for parent in list(model.blocks.modules()):
+        for name, linear in list(parent.named_children()):
+            if type(linear) is nn.Linear:
+                setattr(parent, name, _quantized_linear(bnb, linear, bits))
     # peft asks the model which kind of linear layer it has to wrap
     setattr(model, f"is_loaded_in_{bits}bit", True)
     return model
@@ -82,19 +83,25 @@ def _linear4bit(bnb: Any) -> type[nn.Module]:
 
 
 def add_lora(
-    model: Llama, *, r: int = 16, alpha: float = 32.0, dropout: float = 0.0, targets: Sequence[str] = LINEAR_NAMES
-) -> Llama:
-    """Freeze the model and give the named linear maps trainable low-rank adapters, in place: W x + alpha / r * B A x, B
-    = 0.
+    model: _Model,
+    *,
+    r: int = 16,
+    alpha: float = 32.0,
+    dropout: float = 0.0,
+    targets: Sequence[str] | None = None,
+) -> _Model:
+    """Freeze the model and give the named linear maps (None: all in the decoder layers) trainable low-rank adapters, in
+    place: W x + alpha / r * B A x, B = 0.
 
     Raises:
         ValueError: r < 1, alpha <= 0, dropout outside [0, 1), an unknown target. ImportError: peft is absent.
     """
     if r < 1 or not alpha > 0 or not 0 <= dropout < 1:
         raise ValueError(f"add_lora: want r >= 1, alpha > 0, 0 <= dropout < 1, got {r}, {alpha}, {dropout}")
-    unknown = [name for name in targets if name not in LINEAR_NAMES]
+    targets = model.linear_names if targets is None else targets
+    unknown = [name for name in targets if name not in model.linear_names]
     if unknown or not targets:
-        raise ValueError(f"add_lora: targets {unknown or 'empty'}: choose among {', '.join(LINEAR_NAMES)}")
+        raise ValueError(f"add_lora: targets {unknown or 'empty'}: choose among {', '.join(model.linear_names)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         peft = require("peft", extra="llemma")
@@ -116,6 +123,23 @@ def has_adapters(model: nn.Module) -> bool:
     return next(_adapted(model), None) is not None
 
 
+@contextmanager
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Inside, the model computes exactly what it did before `add_lora`; outside, nothing has changed. Nests.
+
+    Gradient flags stay as they are (peft's own switch changes them). A model without adapters stays as it is.
+    """
+    layers = [module for _, module in _adapted(model)]
+    before = [layer.disable_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, state in zip(layers, before, strict=True):
+            layer._disable_adapters = state
+
+
 def adapter_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The adapters' own tensors: what a LoRA run has learnt."""
     return {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
@@ -135,9 +159,9 @@ def _dense_weight(linear: Any) -> Tensor:
 
 
 @torch.no_grad()
-def merged_state_dict(model: Llama) -> dict[str, Tensor]:
-    """All weights under Hugging Face's names, adapters merged, quantised weights dequantised; the model is left as it
-    is.
+def merged_state_dict(model: CausalLM) -> dict[str, Tensor]:
+    """All weights under the plain model's names, adapters merged, quantised weights dequantised; the model is left as
+    it is.
 
     Sharded (DTensor) weights are gathered: then every rank must call this.
     """
@@ -160,8 +184,8 @@ def merged_state_dict(model: Llama) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def merge_lora(model: Llama) -> Llama:
-    """Fold the adapters into the weights, in place: afterwards the model is an ordinary Llama of the same function."""
+def merge_lora(model: _Model) -> _Model:
+    """Fold the adapters into the weights, in place: afterwards the model is an ordinary one of the same function."""
     weights = merged_state_dict(model)
     for name, module in list(_adapted(model)):
         base = module.get_base_layer()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from modules.files import atomic_directory, read_json_object, tokenizer_digest
 from modules.language.adapters import has_adapters, merged_state_dict
+from modules.networks.causal_lm import CausalLM
+from modules.networks.gpt2 import GPT2, GPT2Config
 from modules.networks.llama import Llama, LlamaConfig
 from modules.optional import require
 
@@ -27,6 +30,11 @@ TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
 )
+# model_type of config.json -> (configuration, model)
+_KINDS: dict[str, tuple[Any, Any]] = {
+    "gpt2": (GPT2Config, GPT2),
+    **dict.fromkeys(("llama", "mistral", "qwen2"), (LlamaConfig, Llama)),
+}
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
@@ -45,16 +53,52 @@ class LoadedLlama:
     path: Path
 
 
+def _config_values(path: str | Path) -> dict[str, Any]:
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"checkpoint: {file} does not exist; give a Hugging Face model directory")
+    return read_json_object(file, "checkpoint")
+
+
 def read_config(path: str | Path) -> LlamaConfig:
-    """The configuration of a checkpoint directory.
+    """The configuration of a Llama-family checkpoint directory.
 
     Raises:
         FileNotFoundError: no config.json. ValueError: not JSON, or not a supported model.
     """
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"checkpoint: {file} does not exist; give a Hugging Face model directory")
-    return LlamaConfig.from_hf(read_json_object(file, "checkpoint"))
+    return LlamaConfig.from_hf(_config_values(path))
+
+
+def _kind(values: Mapping[str, Any], where: str) -> tuple[Any, Any]:
+    kind = values.get("model_type")
+    if kind not in _KINDS:
+        raise ValueError(f"{where}: model_type {kind!r} is not supported; supported: {', '.join(sorted(_KINDS))}")
+    return _KINDS[kind]
+
+
+def build_causal_lm(
+    config: Mapping[str, Any], vocab_size: int | None = None, *, activation_checkpointing: bool = False
+) -> CausalLM:
+    """A model with fresh weights, drawn from torch's generator.
+
+    Args:
+        config: keys of a Hugging Face config.json; `model_type` decides the kind (default: llama).
+        vocab_size: used if the config has none; it must not be smaller than this.
+
+    Raises:
+        ValueError: unknown model_type or key, missing or impossible sizes, a vocabulary smaller than `vocab_size`.
+    """
+    values = {"model_type": "llama", **config}
+    if vocab_size is not None:
+        values.setdefault("vocab_size", vocab_size)
+    if "vocab_size" not in values:
+        raise ValueError("build_causal_lm: the model's config has no vocab_size")
+    if vocab_size is not None and values["vocab_size"] < vocab_size:
+        raise ValueError(
+            f"build_causal_lm: the tokenizer has {vocab_size} entries, vocab_size is only {values['vocab_size']}"
+        )
+    config_class, model_class = _kind(values, "build_causal_lm")
+    return model_class(config_class.from_hf(values, strict=True), activation_checkpointing=activation_checkpointing)
 
 
 def hash_tokenizer(directory: str | Path) -> str:
@@ -134,10 +178,38 @@ def load_llama(
         ValueError: unsupported model, pickled or damaged weights, keys or shapes that do not fit.
         TokenizerMismatchError: another tokenizer.
     """
+    path = _checked_directory(path, tokenizer_hash)
+    config = read_config(path)
+    theta_from = config.rope_theta
+    if rope_theta != "keep":
+        config = dataclasses.replace(config, rope_theta=float(rope_theta))
+    model = _load(Llama, config, path, dtype, activation_checkpointing)
+    return LoadedLlama(model, theta_from, config.rope_theta, path)
+
+
+def load_causal_lm(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    tokenizer_hash: str | None = None,
+    activation_checkpointing: bool = False,
+) -> CausalLM:
+    """Load a checkpoint directory of any model we have (`model_type` in its config.json: gpt2, llama, mistral, qwen2).
+
+    Args, Raises: as `load_llama`.
+
+    Returns: the model (training mode, CPU).
+    """
+    path = _checked_directory(path, tokenizer_hash)
+    values = _config_values(path)
+    config_class, model_class = _kind(values, f"checkpoint: {path / 'config.json'}")
+    return _load(model_class, config_class.from_hf(values), path, dtype, activation_checkpointing)
+
+
+def _checked_directory(path: str | Path, tokenizer_hash: str | None) -> Path:
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"checkpoint: {path} is not a directory; give a Hugging Face model directory")
-    config = read_config(path)
     if tokenizer_hash is not None:
         have = hash_tokenizer(path)
         if have != tokenizer_hash:
@@ -145,22 +217,23 @@ def load_llama(
                 f"data prepared with {tokenizer_hash[:12]}, model expects {have[:12]}: prepare the corpus again "
                 f"with the tokenizer in {path}, or load the model that belongs to this corpus"
             )
-    theta_from = config.rope_theta
-    if rope_theta != "keep":
-        config = dataclasses.replace(config, rope_theta=float(rope_theta))
+    return path
+
+
+def _load(model_class: Any, config: Any, path: Path, dtype: torch.dtype, activation_checkpointing: bool) -> Any:
     with torch.device("meta"):
-        model = Llama(config, activation_checkpointing=activation_checkpointing)
+        model = model_class(config, activation_checkpointing=activation_checkpointing)
     assign_weights(model, _read_weights(path), dtype, path)
-    return LoadedLlama(model, theta_from, config.rope_theta, path)
+    return model
 
 
-def assign_weights(model: Llama, weights: dict[str, Tensor], dtype: torch.dtype, source: str | Path) -> None:
-    """Give a model (on the meta device, or not) these weights; keys and shapes must fit exactly.
+def assign_weights(model: CausalLM, weights: dict[str, Tensor], dtype: torch.dtype, source: str | Path) -> None:
+    """Give a model (on the meta device, or not) a checkpoint's weights; keys and shapes must fit exactly.
 
     Raises: ValueError listing what is missing, unexpected, or of the wrong shape.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    weights = model.from_hf_weights(weights)
     if model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
         expected.pop("lm_head.weight")
@@ -181,20 +254,20 @@ def assign_weights(model: Llama, weights: dict[str, Tensor], dtype: torch.dtype,
         raise ValueError(f"checkpoint: {source}: weights do not fit config.json; {'; '.join(found)}")
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     if model.config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        weights["lm_head.weight"] = weights[f"{model.embedding_name}.weight"]
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
 
 
 def export_hf(
-    model: Llama,
+    model: CausalLM,
     tokenizer_dir: str | Path | None,
     out_dir: str | Path,
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write a directory that `AutoModelForCausalLM.from_pretrained` and `load_llama` read, with identical logits.
+    """Write a directory that `AutoModelForCausalLM.from_pretrained` and `load_causal_lm` read, with identical logits.
 
     Adapters are merged and quantised weights dequantised in the copy; the model stays as it is. The directory appears
     whole or not at all, replacing an older one. In a distributed run all ranks call this and rank 0 writes.
@@ -207,7 +280,7 @@ def export_hf(
     Raises:
         FileNotFoundError: tokenizer_dir has no tokenizer.json. OSError: the write failed; nothing is left behind.
     """
-    weights = merged_state_dict(model)
+    weights = model.to_hf_weights(merged_state_dict(model))
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
         return
     if model.config.tie_word_embeddings:
@@ -255,7 +328,7 @@ def _write_weights(weights: dict[str, Tensor], folder: Path, max_shard_bytes: in
 
 
 @torch.no_grad()
-def resize_vocabulary(model: Llama, vocab_size: int) -> None:
+def resize_vocabulary(model: CausalLM, vocab_size: int) -> None:
     """Grow (or cut) the vocabulary in place, embedding and output head together; tied matrices stay tied.
 
     New rows are the mean of the old ones: a new token then starts with an average logit and does not disturb the
@@ -275,10 +348,11 @@ def resize_vocabulary(model: Llama, vocab_size: int) -> None:
         new[kept:] = old.mean(dim=0)
         return nn.Parameter(new, requires_grad=old.requires_grad)
 
-    embedding, head = model.model.embed_tokens, model.lm_head
+    embedding, head = model.embedding, model.lm_head
     embedding.weight = resized(embedding.weight)
     embedding.num_embeddings = head.out_features = vocab_size
     if not model.config.tie_word_embeddings:
         head.weight = resized(head.weight)
-    model.config = dataclasses.replace(model.config, vocab_size=vocab_size)
+    config: Any = model.config
+    model.config = dataclasses.replace(config, vocab_size=vocab_size)
     model.tie_weights()

@@ -1,17 +1,21 @@
-"""Batched generation on our Llama: shared prompt prefixes, static cache, rows dropped when they finish."""
+"""Batched generation: of lists, with stop strings, and of tensors, for training loops."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from modules.language.sampling import next_tokens, sequence_seed, uniforms
+from modules.language.decoding import DecodingOptions, GeneratedBatch
+from modules.language.decoding import decode as run_decoding
+from modules.language.sampling import sequence_seed
+from modules.networks.causal_lm import CausalLM, context_limit
 from modules.networks.fused import compute_dtype
-from modules.networks.llama import KVCache, Llama
+
+__all__ = ["GeneratedBatch", "GenerationOutput", "cut_at_stop", "generate", "generate_batch"]
 
 FinishReason = Literal["stop", "length"]
 # A common beginning of all prompts (few-shot examples) at least this long is computed once.
@@ -36,42 +40,20 @@ class GenerationOutput:
     finish_reasons: list[FinishReason]
 
 
-@dataclass
-class _Row:
-    """One response in the making."""
-
-    index: int
-    prompt: list[int]
-    budget: int
-    tokens: list[int]
-    logprobs: list[float]
-    reason: FinishReason | None = None
-
-
 @dataclass(frozen=True)
-class _Stopping:
-    token_ids: frozenset[int]
+class _StopStrings:
+    """Finds the token that completes a stop string."""
+
     strings: tuple[str, ...]
-    decode: Callable[[list[int]], str] | None
+    decode: Callable[[list[int]], str]
 
-    def update(self, row: _Row) -> None:
-        """Set the row's reason if it is finished, and cut off what lies beyond a stop string."""
-        full = len(row.tokens) >= row.budget
-        by_token = row.tokens[-1] in self.token_ids
-        if self.strings and (full or by_token or len(row.tokens) % _TEXT_CHECK == 0):
-            length = self._stop_length(row.tokens)
-            if length is not None:
-                del row.tokens[length:], row.logprobs[length:]
-                row.reason = "stop"
-                return
-        if by_token:
-            row.reason = "stop"
-        elif full:
-            row.reason = "length"
+    def __call__(self, _: Tensor, tokens: Tensor) -> Tensor:
+        """bool [B]: whose tokens [B, t] hold a stop string, as text."""
+        return torch.tensor([self._stops(self.decode(row)) for row in tokens.tolist()], device=tokens.device)
 
-    def _stop_length(self, tokens: list[int]) -> int | None:
-        """The smallest number of tokens, among those not searched before, whose text holds a stop string."""
-        if self.decode is None or not self._stops(self.decode(tokens)):
+    def stop_length(self, tokens: list[int]) -> int | None:
+        """The smallest number of tokens, among those not searched while generating, whose text holds a stop string."""
+        if not self._stops(self.decode(tokens)):
             return None
         first = max(1, (len(tokens) - 1) // _TEXT_CHECK * _TEXT_CHECK)
         return next(
@@ -89,7 +71,7 @@ def cut_at_stop(text: str, stop_strings: Iterable[str]) -> str:
 
 @torch.no_grad()
 def generate(
-    model: Llama,
+    model: CausalLM,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -122,57 +104,132 @@ def generate(
     Raises:
         ValueError: an empty prompt, one as long as the model's context, or an option out of range.
     """
-    rows = _rows(model, prompts, max_new_tokens, samples_per_prompt)
-    if temperature < 0 or not 0 < top_p <= 1:
-        raise ValueError(f"generate: want temperature >= 0 and 0 < top_p <= 1, got {temperature} and {top_p}")
+    budgets = _budgets(model, prompts, max_new_tokens, samples_per_prompt)
+    options = DecodingOptions(
+        max_new_tokens, temperature=temperature, top_p=top_p, stop_ids=tuple(dict.fromkeys(stop_token_ids))
+    )
+    options.check("generate")
     if batch_size < 1:
         raise ValueError(f"generate: batch_size must be >= 1, got {batch_size}")
     if stop_strings and decode is None:
         raise ValueError("generate: stop_strings need decode, the tokenizer's function from token ids to text")
     if any(not string for string in stop_strings):
         raise ValueError("generate: a stop string is empty")
+    responses = len(prompts) * samples_per_prompt
     if isinstance(seeds, int):
-        seeds = [sequence_seed(seeds, row.index) for row in rows]
-    if len(seeds) != len(rows):
-        raise ValueError(f"generate: {len(rows)} responses need as many seeds, got {len(seeds)}")
-    stopping = _Stopping(frozenset(stop_token_ids), tuple(stop_strings), decode)
+        seeds = [sequence_seed(seeds, index) for index in range(responses)]
+    if len(seeds) != responses:
+        raise ValueError(f"generate: {responses} responses need as many seeds, got {len(seeds)}")
+    if not prompts:
+        return GenerationOutput([], [], [])
+    first_of: dict[tuple[int, ...], int] = {}  # equal prompts are computed once
+    owner = [first_of.setdefault(tuple(prompt), len(first_of)) for prompt in prompts]
+    longest = max(map(len, first_of))
+    ids = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in first_of])
+    stopping = _StopStrings(tuple(stop_strings), decode) if stop_strings and decode is not None else None
     training = model.training
     model.eval()
     try:
-        prefix = _shared_prefix(model, prompts) if len(prompts) > 1 else None
-        # Neighbours of similar length waste the least padding; samples of one prompt stay together.
-        order = sorted(
-            rows, key=lambda row: (len(row.prompt), row.index // samples_per_prompt, row.index), reverse=True
+        made = run_decoding(
+            model,
+            ids,
+            torch.tensor([len(prompt) for prompt in first_of]),
+            torch.tensor(owner).repeat_interleave(samples_per_prompt),
+            list(seeds),
+            options,
+            budget=torch.tensor(budgets).repeat_interleave(samples_per_prompt),
+            batch_size=batch_size,
+            prefix=_shared_prefix(model, prompts) if len(prompts) > 1 else None,
+            watch=stopping,
+            watch_every=_TEXT_CHECK,
         )
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            noise = uniforms([seeds[row.index] for row in batch], max_new_tokens) if temperature > 0 else None
-            _run(model, batch, prefix, noise, temperature, top_p, stopping)
     finally:
         model.train(training)
-    return GenerationOutput(
-        [row.tokens for row in rows], [row.logprobs for row in rows], [row.reason or "length" for row in rows]
-    )
+    lengths = made.length.tolist()
+    tokens = [row[:length] for row, length in zip(made.tokens.tolist(), lengths, strict=True)]
+    reasons: list[FinishReason] = ["stop" if ended else "length" for ended in made.ended.tolist()]
+    for i, row in enumerate(tokens):
+        length = None if stopping is None else stopping.stop_length(row)
+        if length is not None:
+            tokens[i], lengths[i], reasons[i] = row[:length], length, "stop"
+    logprobs = [row[:length] for row, length in zip(made.logprobs.tolist(), lengths, strict=True)]
+    return GenerationOutput(tokens, logprobs, reasons)
 
 
-def _rows(model: Llama, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> list[_Row]:
+def generate_batch(
+    model: Any,
+    prompt_ids: Tensor,
+    prompt_length: Tensor,
+    *,
+    seeds: Tensor,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    eod_id: int = -1,
+    samples_per_prompt: int = 1,
+    batch_size: int | None = None,
+) -> GeneratedBatch:
+    """Continue each prompt, tensors in and out: `generate` for training loops.
+
+    A response is a function of its prompt, its seed and the options, up to floating-point rounding; neither padding nor
+    neighbours matter. Prompts are padded on the right with any token, which may be the token that ends a response.
+
+    Args:
+        model: a `CausalLM` or what has its `lm_head`, `logits`, `new_cache`, `config` and call; put in evaluation mode
+            for the time of the call.
+        prompt_ids: int64 [P, L]; prompt_length: int64 [P].
+        seeds: int64 [P * samples_per_prompt], one per response.
+        max_new_tokens, min_new_tokens: limits of a response's length, its last token included.
+        temperature: 0 = most likely token; else samples from softmax(logits / temperature), restricted to the top_k
+            most likely tokens (0: all), of these to the nucleus top_p, in (0, 1].
+        eod_id: the token that ends a response (-1: none does).
+        samples_per_prompt: responses to each prompt, which is computed once.
+        batch_size: responses computed at once; None: all.
+
+    Raises:
+        ValueError: an option out of range, shapes that do not fit, a prompt that is empty or leaves no room for
+            max_new_tokens.
+    """
+    stop_ids = () if eod_id < 0 else (eod_id,)
+    options = DecodingOptions(max_new_tokens, min_new_tokens, temperature, top_k, top_p, stop_ids)
+    options.check("generate_batch")
+    prompts, width = prompt_ids.shape
+    if samples_per_prompt < 1 or (batch_size is not None and batch_size < 1):
+        raise ValueError(
+            f"generate_batch: samples_per_prompt and batch_size must be >= 1, got {samples_per_prompt} and {batch_size}"
+        )
+    if prompt_length.shape != (prompts,) or seeds.shape != (prompts * samples_per_prompt,):
+        raise ValueError(
+            f"generate_batch: want prompt_length [{prompts}] and seeds [{prompts * samples_per_prompt}], got "
+            f"{list(prompt_length.shape)} and {list(seeds.shape)}"
+        )
+    shortest, longest = (int(bound) for bound in prompt_length.aminmax())
+    room = context_limit(model) - max_new_tokens
+    if shortest < 1 or longest > min(width, room):
+        raise ValueError(
+            f"generate_batch: prompts of {shortest} to {longest} tokens; want 1 to {min(width, room)} "
+            f"(prompt_ids has {width} columns, the model {context_limit(model)} positions)"
+        )
+    owner = torch.arange(prompts).repeat_interleave(samples_per_prompt)
+    return run_decoding(model, prompt_ids, prompt_length, owner, seeds, options, batch_size=batch_size)
+
+
+def _budgets(model: CausalLM, prompts: Sequence[Sequence[int]], max_new_tokens: int, samples: int) -> list[int]:
+    """Tokens that each prompt's responses may have."""
     if max_new_tokens < 1 or samples < 1:
         raise ValueError(
             f"generate: max_new_tokens and samples_per_prompt must be >= 1, got {max_new_tokens} and {samples}"
         )
-    context = model.config.max_position_embeddings
-    if model.config.sliding_window is not None:
-        context = min(context, model.config.sliding_window)
-    rows: list[_Row] = []
+    context = context_limit(model)
     for i, prompt in enumerate(prompts):
         if not 1 <= len(prompt) < context:
             raise ValueError(f"generate: prompt {i} has {len(prompt)} tokens; the model takes 1 to {context - 1}")
-        budget = min(max_new_tokens, context - len(prompt))
-        rows.extend(_Row(i * samples + sample, list(prompt), budget, [], []) for sample in range(samples))
-    return rows
+    return [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
 
 
-def _shared_prefix(model: Llama, prompts: Sequence[Sequence[int]]) -> KVCache | None:
+def _shared_prefix(model: CausalLM, prompts: Sequence[Sequence[int]]) -> Any:
     """The cache of the prompts' longest common beginning, all of no prompt; None if it is short."""
     ordered = sorted(list(prompt) for prompt in prompts)
     first, last = ordered[0], ordered[-1]  # in dictionary order: what these two share, all share
@@ -181,68 +238,6 @@ def _shared_prefix(model: Llama, prompts: Sequence[Sequence[int]]) -> KVCache | 
     length = min(length, limit)
     if length < _SHARED_PREFIX:
         return None
-    cache = _new_cache(model, 1, length)
-    model(torch.tensor([list(first[:length])], device=cache.keys.device), cache=cache)
+    cache = model.new_cache(1, length, compute_dtype(model.lm_head.weight))
+    model(torch.tensor([list(first[:length])], device=model.lm_head.weight.device), cache=cache)
     return cache
-
-
-def _new_cache(model: Llama, rows: int, capacity: int) -> KVCache:
-    return model.new_cache(rows, capacity, compute_dtype(model.model.norm.weight))
-
-
-def _prefill(model: Llama, prompts: list[list[int]], prefix: KVCache | None, capacity: int) -> tuple[KVCache, Tensor]:
-    """The prompts' cache, and the logits after each prompt [B, V]."""
-    shared = 0 if prefix is None else prefix.extent
-    device = model.model.norm.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([prompt[shared:] + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
-    if prefix is None:
-        cache = _new_cache(model, len(prompts), capacity)
-    else:
-        cache = prefix.select(torch.zeros(len(prompts), dtype=torch.int64, device=device), capacity)
-    hidden = model(ids, cache=cache)
-    cache.set_lengths(lengths)
-    return cache, model.logits(hidden[torch.arange(len(prompts), device=device), lengths - 1 - shared])
-
-
-def _run(
-    model: Llama,
-    batch: list[_Row],
-    prefix: KVCache | None,
-    noise: Tensor | None,
-    temperature: float,
-    top_p: float,
-    stopping: _Stopping,
-) -> None:
-    """Generate the batch's responses into its rows."""
-    first_of: dict[tuple[int, ...], int] = {}
-    copies = [first_of.setdefault(tuple(row.prompt), len(first_of)) for row in batch]
-    capacity = max(len(row.prompt) for row in batch) + max(row.budget for row in batch)
-    cache, logits = _prefill(model, [list(prompt) for prompt in first_of], prefix, capacity)
-    device = logits.device
-    if len(first_of) < len(batch):
-        rows = torch.tensor(copies, device=device)
-        cache, logits = cache.select(rows), logits[rows]
-    if noise is not None:
-        noise = noise.to(device)
-    active = batch
-    step = 0
-    while True:
-        tokens, logprobs = next_tokens(logits, None if noise is None else noise[:, step], temperature, top_p)
-        for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
-            if row.reason is None:
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
-                stopping.update(row)
-        step += 1
-        alive = [i for i, row in enumerate(active) if row.reason is None]
-        if not alive:
-            return
-        # Dropping rows copies the cache: do it when half of them have finished, at most log2(batch) times.
-        if 2 * len(alive) <= len(active):
-            keep = torch.tensor(alive, device=device)
-            active = [active[i] for i in alive]
-            cache, tokens = cache.select(keep), tokens[keep]
-            noise = None if noise is None else noise[keep]
-        logits = model.logits(model(tokens.unsqueeze(1), cache=cache)[:, 0])

@@ -1,7 +1,10 @@
-"""Choice of the next token: greedy, temperature, nucleus; a sequence's randomness is a function of its seed alone."""
+"""Choice of the next token: greedy, temperature, top-k, nucleus; a sequence's randomness depends on its seed alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,19 +26,43 @@ def sequence_seed(seed: int, index: int) -> int:
     return _mix(_mix(seed & _MASK) ^ index)
 
 
-def uniforms(seeds: list[int], count: int) -> Tensor:
-    """Counter-based uniform numbers in [0, 1), float64 [len(seeds), count]; entry (i, t) depends on seeds[i], t."""
-    keys = [_mix(seed & _MASK) for seed in seeds]
-    return torch.tensor([[(_mix(key ^ t) >> 11) * 2.0**-53 for t in range(count)] for key in keys], dtype=torch.float64)
+def _mix_array(values: np.ndarray) -> np.ndarray:
+    """`_mix` of each entry of a uint64 array; numpy's unsigned arithmetic wraps around as it should."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
-def next_tokens(logits: Tensor, uniform: Tensor | None, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+def uniforms(seeds: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Counter-based uniform numbers in [0, 1), float64 [len(seeds), count]; entry (i, t) depends on seeds[i], t.
+
+    Args: seeds: 64-bit numbers, signed or not, modulo 2^64.
+    """
+    if isinstance(seeds, Tensor):
+        bits = seeds.cpu().numpy().astype(np.int64).view(np.uint64)
+    else:
+        bits = np.array([seed & _MASK for seed in seeds], dtype=np.uint64)
+    mixed = _mix_array(_mix_array(bits)[:, None] ^ np.arange(count, dtype=np.uint64))
+    return torch.from_numpy((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def next_tokens(
+    logits: Tensor,
+    uniform: Tensor | None,
+    temperature: float,
+    top_p: float,
+    top_k: int = 0,
+    forbidden: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """One token per row, and its log-probability under the model itself (temperature 1, all tokens).
 
     Args:
         logits: [B, V]; uniform: float64 [B] in [0, 1), None for greedy choice.
         temperature: > 0; divides the logits. top_p: in (0, 1]; the smallest set of most likely tokens whose probability
-            reaches it, at least one (Holtzman et al. 2020).
+            reaches it, at least one (Holtzman et al. 2020). top_k: only so many most likely tokens (0: all), before
+            top_p.
+        forbidden: int64 [F], tokens that are not chosen; the log-probability still counts them.
 
     Returns: tokens int64 [B], log-probabilities fp32 [B].
 
@@ -43,14 +70,17 @@ def next_tokens(logits: Tensor, uniform: Tensor | None, temperature: float, top_
     choice does not depend on the other rows.
     """
     logits = logits.float()
+    allowed = logits if forbidden is None else logits.index_fill(1, forbidden, -torch.inf)
     if uniform is None:
-        tokens = logits.argmax(dim=-1)
+        tokens = allowed.argmax(dim=-1)
+    elif 0 < top_k < logits.shape[1]:
+        tokens = _top_k(allowed, uniform, temperature, top_k, top_p)
     elif top_p < 1.0:
-        tokens = _nucleus(logits / temperature, uniform, top_p)
+        tokens = _nucleus(allowed / temperature, uniform, top_p)
     else:
-        tokens = _invert(torch.softmax(logits / temperature, dim=-1).double(), uniform)
-    log_probs = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(dim=-1)
-    return tokens, log_probs
+        tokens = _invert(torch.softmax(allowed / temperature, dim=-1).double(), uniform)
+    # log_softmax is one pass of a vectorised kernel: half the time of logsumexp
+    return tokens, torch.log_softmax(logits, dim=-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
@@ -59,6 +89,14 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     point = (uniform.to(weights.device) * cumulative[:, -1]).unsqueeze(1)
     # right=True: a weight of zero is never drawn, not even by uniform = 0
     return torch.searchsorted(cumulative, point, right=True).squeeze(1).clamp_(max=weights.shape[1] - 1)
+
+
+def _top_k(logits: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    top, indices = logits.topk(top_k, dim=-1)
+    weights = torch.softmax(top.double() / temperature, dim=-1)
+    if top_p < 1.0:
+        weights = weights * (weights.cumsum(dim=-1) - weights < top_p)
+    return indices.gather(1, _invert(weights, uniform).unsqueeze(1)).squeeze(1)
 
 
 def _nucleus(logits: Tensor, uniform: Tensor, top_p: float) -> Tensor:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modules.networks.llama import Llama
+from modules.networks.causal_lm import CausalLM
 from modules.objectives.lm import lm_cross_entropy, token_log_probs
 
 
 def sequence_logprobs(
-    model: Llama,
+    model: CausalLM,
     input_ids: Tensor,
     *,
     attention_mask: Tensor | None = None,
@@ -40,7 +40,7 @@ def sequence_logprobs(
 
 @torch.no_grad()
 def continuation_logprobs(
-    model: Llama, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, batch_size: int = 16
+    model: CausalLM, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], *, batch_size: int = 16
 ) -> list[list[float]]:
     """log p of every token of each continuation, given its prompt; batches of similar length, padded on the right.
 
@@ -71,7 +71,7 @@ def continuation_logprobs(
 
 @torch.no_grad()
 def stream_loss(
-    model: Llama,
+    model: CausalLM,
     tokens: Tensor,
     *,
     window: int,

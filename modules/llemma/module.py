@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,46 +13,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
 
+from modules.language.specs import LoraSpec, ModelSpec, build_network
 from modules.llemma.evaluation import EvaluationSettings, TaskEvaluator, TaskTally
-from modules.networks.llama import Llama, LlamaConfig
+from modules.networks.llama import Llama
 from modules.objectives.lm import bits_per_byte, lm_cross_entropy, perplexity
 
 
 class NonFiniteGradientError(RuntimeError):
     """Training met more non-finite gradients in a row than allowed."""
-
-
-@dataclass
-class ModelSpec:
-    """Where the weights come from: exactly one of ``path`` and ``config``.
-
-    Args:
-        path: Hugging Face checkpoint directory of a Llama-family model (``config.json``, safetensors, tokenizer).
-        config: shape of a fresh model, as in a Hugging Face ``config.json``; ``vocab_size`` may be left out and is then
-            the data's.
-    """
-
-    path: str | None = None
-    config: dict[str, Any] | None = None
-
-
-@dataclass
-class LoraSpec:
-    """Low-rank adapters (Hu et al. 2022) for ``tuning: lora`` and ``qlora``.
-
-    Args:
-        r: rank.
-        alpha: scale; adapters add ``alpha / r * B A x``.
-        dropout: on the adapter's input.
-        targets: names of the linear layers that get one.
-    """
-
-    r: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
-    targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    )
 
 
 class Llemma(LightningModule):
@@ -138,9 +105,8 @@ class Llemma(LightningModule):
         self._rows_folder: Path | None = None
 
     def _check(self) -> None:
-        spec, options = self.model_spec, self.options
-        if (spec.path is None) == (spec.config is None):
-            raise ValueError("Llemma: model needs exactly one of path and config")
+        options = self.options
+        self.model_spec.check("Llemma")
         for name, low in (("lr", 0.0), ("eps", 0.0)):
             if not options[name] > low:
                 raise ValueError(f"Llemma: {name} must be > {low:g}, got {options[name]}")
@@ -160,53 +126,27 @@ class Llemma(LightningModule):
         """Build or load the network (Lightning calls this inside the strategy's context, after the data's setup)."""
         if self.network is not None:
             return
-        from modules.language.checkpoint import load_llama
+        from modules.language.checkpoint import read_config
 
-        options = self.options
-        tokenizer = self._data_tokenizer()
-        recompute = options["activation_checkpointing"]
-        if self.model_spec.path is not None:
-            loaded = load_llama(
-                self.model_spec.path,
-                rope_theta="keep" if options["rope_theta"] is None else options["rope_theta"],
-                activation_checkpointing=recompute,
-                tokenizer_hash=None if tokenizer is None else tokenizer.hash,
-            )
-            self.network = loaded.model
-            self.rope_change = (loaded.theta_from, loaded.theta_to)
-        else:
-            values = {"model_type": "llama", **(self.model_spec.config or {})}
-            if "vocab_size" not in values:
-                if tokenizer is None:
-                    raise ValueError("Llemma: model.config has no vocab_size and the data brings no tokenizer")
-                values["vocab_size"] = tokenizer.vocab_size
-            if options["rope_theta"] is not None:
-                values["rope_theta"] = options["rope_theta"]
-            # the run's seed alone decides the start weights, whatever drew from the generator before
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(torch.initial_seed())
-                self.network = Llama(LlamaConfig.from_hf(values, strict=True), activation_checkpointing=recompute)
-        vocabulary = self.network.config.vocab_size
-        if tokenizer is not None and tokenizer.vocab_size > vocabulary:
-            raise ValueError(
-                f"Llemma: the tokenizer has {tokenizer.vocab_size} entries, the model's vocabulary only {vocabulary}"
-            )
+        options, spec = self.options, self.model_spec
+        network = build_network(
+            spec,
+            options["tuning"],
+            self.lora,
+            self._data_tokenizer(),
+            owner="Llemma",
+            rope_theta=options["rope_theta"],
+            activation_checkpointing=options["activation_checkpointing"],
+        )
+        if not isinstance(network, Llama):
+            raise ValueError(f"Llemma: wants a Llama-family model, got {type(network).__name__}")
+        self.network = network
+        if spec.path is not None:
+            self.rope_change = (read_config(spec.path).rope_theta, self.network.config.rope_theta)
         length = getattr(getattr(self._trainer, "datamodule", None), "seq_len", None)
         limit = self.network.config.max_position_embeddings
         if length is not None and length > limit:
             raise ValueError(f"Llemma: seq_len {length} exceeds max_position_embeddings {limit}; shorten one")
-        if options["tuning"] != "full":
-            from modules.language.adapters import add_lora, quantize
-
-            if options["tuning"] == "qlora":
-                quantize(self.network, bits=4)
-            add_lora(
-                self.network,
-                r=self.lora.r,
-                alpha=self.lora.alpha,
-                dropout=self.lora.dropout,
-                targets=self.lora.targets,
-            )
         self._compiled = torch.compile(self.network) if options["compile"] else None
 
     @property

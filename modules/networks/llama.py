@@ -9,6 +9,7 @@ plain PyTorch.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modules.networks import fused
+from modules.networks.causal_lm import AttentionPlan, CausalLM, attend, document_positions, use_fused
 from modules.networks.kv_cache import KVCache
 from modules.networks.llama_config import LlamaConfig, rope_frequencies
 
 __all__ = ["KVCache", "Llama", "LlamaConfig", "document_positions"]
-
-
-def _use_fused(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _plain(*linears: nn.Module) -> bool:
@@ -39,17 +37,9 @@ def _plain(*linears: nn.Module) -> bool:
 
 
 def _project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
-    if _use_fused(x) and _plain(*linears):
+    if use_fused(x) and _plain(*linears):
         return fused.parallel_linear(x, *(linear.weight for linear in linears))  # type: ignore[arg-type]
     return tuple(linear(x) for linear in linears)
-
-
-def document_positions(document_ids: Tensor) -> Tensor:
-    """Positions that restart at each document. document_ids [B, T], a document being one run -> int64 [B, T]."""
-    index = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    starts = torch.zeros_like(index)
-    starts[:, 1:] = torch.where(document_ids[:, 1:] != document_ids[:, :-1], index[:, 1:], 0)
-    return index - starts.cummax(dim=1).values
 
 
 class LlamaRMSNorm(nn.Module):
@@ -61,7 +51,7 @@ class LlamaRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        if _use_fused(x):
+        if use_fused(x):
             if branch is None:
                 return fused.rms_norm(x, self.weight, self.eps)
             return fused.add_rms_norm(x, branch, self.weight, self.eps)
@@ -85,14 +75,7 @@ class LlamaAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * self.width, hidden, bias=config.attention_output_bias)
 
     def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        documents: Tensor | None,
-        mask: Tensor | None,
-        cache: KVCache | None,
-        layer: int,
-        positions: Tensor | None,
+        self, x: Tensor, rope: tuple[Tensor, Tensor], plan: AttentionPlan, cache: KVCache | None, layer: int
     ) -> Tensor:
         batch, length, _ = x.shape
         query, key, value = _project(x, self.q_proj, self.k_proj, self.v_proj)
@@ -100,26 +83,13 @@ class LlamaAttention(nn.Module):
         key = key.view(batch, length, self.kv_heads, self.width)
         value = value.view(batch, length, self.kv_heads, self.width).transpose(1, 2)
         dtype = value.dtype
-        if _use_fused(x):
+        if use_fused(x):
             query, key = fused.rotary(query, *rope), fused.rotary(key, *rope)
         else:
             query, key = (_rotate(states.transpose(1, 2), *rope).to(dtype) for states in (query, key))
         if cache is not None:
-            key, value = cache.write(layer, key, value, positions)
-        # On one thread the blockwise kernel is faster. On several, its many small operations are as many barriers,
-        # which torch's kernel does not have; but with documents that one would need an explicit [T, T] mask.
-        blockwise = documents is not None or torch.get_num_threads() == 1
-        if mask is None and length > 1 and _use_fused(x) and blockwise:
-            out = fused.causal_attention(query, key, value, 1 / math.sqrt(self.width), documents)
-        else:
-            out = F.scaled_dot_product_attention(
-                query.to(value.dtype),
-                key.to(value.dtype),
-                value,
-                attn_mask=mask,
-                is_causal=mask is None and length > 1,
-                enable_gqa=self.heads != self.kv_heads,
-            ).transpose(1, 2)
+            key, value = cache.write(layer, key, value)
+        out = attend(query, key, value, plan)
         return self.o_proj(out.reshape(batch, length, -1).to(dtype))
 
 
@@ -140,7 +110,7 @@ class LlamaMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = _project(x, self.gate_proj, self.up_proj)
-        return self.down_proj(fused.swiglu(gate, up) if _use_fused(x) else F.silu(gate) * up)
+        return self.down_proj(fused.swiglu(gate, up) if use_fused(x) else F.silu(gate) * up)
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -155,15 +125,9 @@ class LlamaDecoderLayer(nn.Module):
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self,
-        x: Tensor,
-        rope: tuple[Tensor, Tensor],
-        documents: Tensor | None = None,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-        positions: Tensor | None = None,
+        self, x: Tensor, rope: tuple[Tensor, Tensor], plan: AttentionPlan, cache: KVCache | None = None
     ) -> Tensor:
-        branch = self.self_attn(self.input_layernorm(x), rope, documents, mask, cache, self.index, positions)
+        branch = self.self_attn(self.input_layernorm(x), rope, plan, cache, self.index)
         x, normed = self.post_attention_layernorm(x, branch)
         return x + self.mlp(normed)
 
@@ -178,7 +142,7 @@ class LlamaModel(nn.Module):
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
-class Llama(nn.Module):
+class Llama(CausalLM):
     """Causal language model. `state_dict()` has the keys and shapes of transformers' LlamaForCausalLM.
 
     Args:
@@ -191,6 +155,10 @@ class Llama(nn.Module):
     whatever the width.
     """
 
+    config: LlamaConfig
+    linear_names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    embedding_name = "model.embed_tokens"
+
     def __init__(self, config: LlamaConfig, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
         self.config = config
@@ -200,10 +168,12 @@ class Llama(nn.Module):
         self.tie_weights()
         self.reset_parameters()
 
-    def tie_weights(self) -> None:
-        """Share the embedding with the output head, if the configuration says so."""
-        if self.config.tie_word_embeddings:
-            self.lm_head.weight = self.model.embed_tokens.weight
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return self.model.layers
+
+    def from_hf_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -218,19 +188,6 @@ class Llama(nn.Module):
                 parameter.normal_(0.0, output if name.endswith(("o_proj.weight", "down_proj.weight")) else small)
         self.lm_head.weight.normal_(0.0, small / 2)
 
-    def new_cache(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty key/value cache for this model's shape, device and (unless given) dtype."""
-        config, weight = self.config, self.model.norm.weight
-        return KVCache(
-            config.num_hidden_layers,
-            rows,
-            config.kv_heads,
-            capacity,
-            config.head_size,
-            dtype=dtype or weight.dtype,
-            device=weight.device,
-        )
-
     def forward(
         self,
         input_ids: Tensor,
@@ -238,68 +195,28 @@ class Llama(nn.Module):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        attention_pattern: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm.
-
-        Args:
-            input_ids: int64 [B, T].
-            position_ids: int64 [B, T]; default 0..T-1, restarting per document or after padding, or after the cache's
-                tokens.
-            document_ids: int [B, T]; attention stays inside a document (block-diagonal mask). One contiguous run each.
-            attention_mask: [B, T], 1 for tokens and 0 for padding on the left or right, as Hugging Face. Right padding
-                needs no mask at all: causality already hides it.
-            cache: keys and values of earlier tokens; extended in place. Its rows are this batch's rows.
-
-        Returns: [B, T, hidden_size]; under autocast in the autocast dtype.
-
-        Raises:
-            ValueError: a sequence longer than a sliding window or a cache, or masks combined with a cache.
-        """
-        batch, length = input_ids.shape
-        config = self.config
-        if attention_mask is not None:
-            if document_ids is not None:
-                raise ValueError("Llama: give document_ids or attention_mask, not both")
-            document_ids = attention_mask.to(torch.int64)  # padding becomes a document of its own
-        past = 0 if cache is None else cache.extent
-        total = past + length
-        if config.sliding_window is not None and total > config.sliding_window:
-            raise ValueError(
-                f"Llama: {total} tokens exceed sliding_window {config.sliding_window}; shorten the sequence"
-            )
-        if cache is not None and (document_ids is not None or position_ids is not None):
-            raise ValueError(
-                "Llama: a cache needs plain right-padded prompts: no attention_mask, document_ids, position_ids"
-            )
-        if cache is not None and total > cache.capacity:
-            raise ValueError(f"Llama: {total} tokens exceed the cache's capacity {cache.capacity}")
-
-        mask = slots = None
-        if cache is not None and past:
-            slots = cache.lengths[:, None] + torch.arange(length, device=input_ids.device)
-            position_ids = slots
-            mask = torch.arange(total, device=input_ids.device) <= slots[:, None, :, None]
-        elif document_ids is not None:
-            if position_ids is None:
-                position_ids = document_positions(document_ids)
-            if not _use_fused(input_ids):
-                mask = (document_ids[:, None, :, None] == document_ids[:, None, None, :]).tril()
+        """See `CausalLM.forward`."""
+        length, window = input_ids.shape[1], self.config.sliding_window
+        # slots are no positions once rows differ in length: who decodes watches the limit (`context_limit`)
+        total = length if cache is None or not cache.extent else 1
+        if window is not None and total > window and attention_pattern is None:
+            raise ValueError(f"Llama: {total} tokens exceed sliding_window {window}; shorten the sequence")
+        plan = self._plan(input_ids, position_ids, document_ids, attention_mask, attention_pattern, cache)
         x = self.model.embed_tokens(input_ids)
-        rope = self._rope(length if cache is None else cache.capacity, length, position_ids, x)
+        rope = self._rope(length, plan.positions, x) if cache is None else self._cached_rope(length, plan, x, cache)
         recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
         for layer in self.model.layers:
-            if recompute:
-                x = checkpoint(layer, x, rope, document_ids, mask, use_reentrant=False)
-            else:
-                x = layer(x, rope, document_ids, mask, cache, slots)
+            x = checkpoint(layer, x, rope, plan, use_reentrant=False) if recompute else layer(x, rope, plan, cache)
         if cache is not None:
             cache.advance(length)
         return self.model.norm(x)
 
-    def _rope(self, capacity: int, length: int, positions: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _rope(self, length: int, positions: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
         """cos, sin: [T, d/2], or [B, 1, T, d/2] where positions differ by row."""
-        frequencies, factor = rope_frequencies(self.config, capacity)
+        frequencies, factor = rope_frequencies(self.config, length)
         frequencies = frequencies.to(x.device)
         if positions is None:
             angles = torch.arange(length, device=x.device).float()[:, None] * frequencies
@@ -308,6 +225,11 @@ class Llama(nn.Module):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits [..., vocab_size] of hidden states [..., hidden_size]."""
-        return self.lm_head(hidden)
+    def _cached_rope(self, length: int, plan: AttentionPlan, x: Tensor, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """As `_rope`, from a table that the cache keeps: a step looks two rows up."""
+        if cache.rotary is None:
+            cache.rotary = self._rope(cache.capacity, None, x)
+        cos, sin = cache.rotary
+        if plan.positions is None:
+            return cos[:length], sin[:length]
+        return cos[plan.positions].unsqueeze(1), sin[plan.positions].unsqueeze(1)

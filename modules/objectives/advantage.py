@@ -93,6 +93,7 @@ def standardise(
     weights: Tensor | None = None,
     reduce: Callable[[Tensor], Tensor] | None = None,
     epsilon: float = 1e-8,
+    floor: float = 0.0,
 ) -> Tensor:
     """Advantages with mean 0 and variance 1 over the last dimension, each leading row by its own moments.
 
@@ -102,6 +103,7 @@ def standardise(
         reduce: adds (or averages) a flat float64 tensor over ranks, so that all ranks use the moments of all rows;
             ``None`` for one rank.
         epsilon: added to the standard deviation.
+        floor: least standard deviation to divide by, so that rows that are nearly constant are not blown up.
 
     Returns:
         ``[..., rows]``; rows of weight 0 hold 0.
@@ -116,5 +118,5 @@ def standardise(
     count, total = totals(wide)
     centred = wide - (total / count.clamp_min(torch.finfo(torch.float64).tiny)).unsqueeze(-1)
     count, total = totals(centred.square())  # a second pass: squares of uncentred rows cancel badly
-    scale = (total / count.clamp_min(torch.finfo(torch.float64).tiny)).sqrt().unsqueeze(-1) + epsilon
+    scale = (total / count.clamp_min(torch.finfo(torch.float64).tiny)).sqrt().unsqueeze(-1).clamp_min(floor) + epsilon
     return torch.where(weight > 0, centred / scale, 0.0).to(advantage.dtype)

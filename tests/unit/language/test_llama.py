@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from modules.networks import causal_lm
 from modules.networks import llama as llama_module
 from modules.networks.llama import Llama, LlamaConfig, document_positions
 from modules.objectives.lm import bits_per_byte, lm_cross_entropy, perplexity
@@ -38,20 +39,21 @@ def loss_and_gradients(model: Llama, ids: torch.Tensor, **forward: Any) -> tuple
 
 def test_plain_operations_give_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of GPUs and torch.compile, forced on CPU."""
-    model, ids = build(), torch.randint(0, 61, (2, 41))
-    documents = torch.tensor([[0] * 13 + [1] * 27, [5] * 40])
+    model, ids = build(), torch.randint(0, 61, (2, 161))
+    documents = torch.tensor([[0] * 73 + [1] * 87, [5] * 160])
     for forward in ({}, {"document_ids": documents}):
-        monkeypatch.setattr(llama_module, "_use_fused", lambda x: x.device.type == "cpu")
         loss, gradients = loss_and_gradients(model, ids, **forward)
-        monkeypatch.setattr(llama_module, "_use_fused", lambda x: False)
-        plain_loss, plain_gradients = loss_and_gradients(model, ids, **forward)
+        with monkeypatch.context() as patch:
+            for module in (llama_module, causal_lm):
+                patch.setattr(module, "use_fused", lambda x: False)
+            plain_loss, plain_gradients = loss_and_gradients(model, ids, **forward)
         assert loss == pytest.approx(plain_loss, rel=1e-6)
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_several_threads_take_another_kernel_to_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = build(), torch.randint(0, 61, (2, 41))
+    model, ids = build(), torch.randint(0, 61, (2, 161))
     loss, gradients = loss_and_gradients(model, ids)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(llama_module.fused, "causal_attention", None)

@@ -1,0 +1,55 @@
+"""What a language model says during training, as text in TensorBoard and as a file in the run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from modules.contracts import ReportsSamples
+
+
+class TextSamples(Callback):
+    """Writes the module's sample texts after every validation: TensorBoard's text tab and ``samples.jsonl``.
+
+    Args:
+        count: texts at a time.
+    """
+
+    def __init__(self, count: int = 4) -> None:
+        if count < 1:
+            raise ValueError(f"TextSamples: count must be >= 1, got {count}")
+        self.count = count
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not isinstance(pl_module, ReportsSamples):
+            raise ValueError(f"TextSamples: {type(pl_module).__name__} has no sample_texts()")
+        self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on all ranks
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, ReportsSamples) or not trainer.is_global_zero:
+            return
+        texts = list(pl_module.sample_texts())[: self.count]
+        if not texts:
+            return
+        step = trainer.global_step
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with open(self._folder / "samples.jsonl", "a", encoding="utf-8") as stream:
+            for text in texts:
+                stream.write(json.dumps({"step": step, **text}, ensure_ascii=False) + "\n")
+        keys = list(texts[0])
+        lines = [" | ".join(keys), " | ".join("---" for _ in keys)]
+        lines += [" | ".join(_cell(text.get(key, "")) for key in keys) for text in texts]
+        for logger in trainer.loggers:
+            writer = getattr(logger, "experiment", None)
+            if writer is not None and hasattr(writer, "add_text"):
+                writer.add_text("samples", "\n".join(f"| {line} |" for line in lines), step)
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown shows as it is, in one cell of a table."""
+    for mark in ("\\", "|", "*", "_", "<", "`", "["):
+        text = text.replace(mark, f"\\{mark}")
+    return text.replace("\n", " ")

@@ -1,0 +1,63 @@
+"""What training logs: KL, the policy's change, advantage streams and value heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from modules.objectives.ppo import approximate_kl
+from modules.rlhf.critic import explained_variance
+from modules.rlhf.rollout import rollout_mask
+
+Sum = Callable[[Tensor], Tensor]
+
+
+def rollout_figures(rollout: TensorDict, all_sum: Sum) -> dict[str, float]:
+    """Of a rollout on all ranks: KL to the reference per token and per response, length, entropy estimate.
+
+    ``kl/k3`` estimates the same KL per token without negative terms (Schulman 2020); ``ppo/entropy`` is the mean
+    surprise of the sampled tokens under the full softmax.
+    """
+    mask = rollout_mask(rollout)
+    log_ratio = torch.where(mask, rollout["log_probability"] - rollout["reference_log_probability"], 0.0).double()
+    surprise = torch.where(mask, -rollout["log_probability"], 0.0).double().sum()
+    parts = [
+        mask.sum().double(),
+        log_ratio.sum(),
+        torch.where(mask, approximate_kl(-log_ratio), 0.0).sum(),
+        surprise,
+        rollout["ended"].sum().double(),
+        torch.tensor(float(rollout["length"].numel()), dtype=torch.float64, device=mask.device),
+    ]
+    tokens, kl, k3, surprise, ended, responses = all_sum(torch.stack(parts)).tolist()
+    return {
+        "kl/per_token": kl / tokens,
+        "kl/sequence": kl / responses,
+        "kl/k3": k3 / tokens,
+        "ppo/entropy": surprise / tokens,
+        "rollout/length": tokens / responses,
+        "rollout/ended": ended / responses,
+    }
+
+
+def update_figures(parts: dict[str, Tensor], all_sum: Sum) -> dict[str, Tensor]:
+    """Of the last minibatch: policy loss, change of the policy, share of clipped ratios."""
+    return {f"ppo/{key}": all_sum(parts[key].double()) for key in ("policy_loss", "approximate_kl", "clip_fraction")}
+
+
+def stream_figures(
+    rollout: TensorDict, parts: dict[str, Tensor], names: Sequence[str], all_sum: Sum
+) -> dict[str, Tensor]:
+    """Deviation of each stream's advantages (this rank's), and with a critic each head's fit."""
+    mask = rollout_mask(rollout)
+    spread = rollout["advantage"][mask].double().std(0, correction=0)
+    found = {f"adv_std/{name}": value for name, value in zip(names, spread, strict=True)}
+    if "value_loss" in parts:
+        variance = explained_variance(rollout["values"], rollout["target"], mask)
+        error = all_sum(parts["value_loss"].double())
+        for i, name in enumerate(names):
+            found |= {f"value/{name}_explained_variance": variance[i], f"value/{name}_loss": error[i]}
+    return found
