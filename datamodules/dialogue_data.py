@@ -61,8 +61,8 @@ class DialogueDataModule(LightningDataModule):
     Args:
         path: folder of splits, each with ``dialogues.txt``, ``dialogues_act.txt``, ``dialogues_emotion.txt``; ``null``:
             :class:`SyntheticDialogue`, which needs no files and has the splits train, validation and test.
-        train_splits, val_splits, test_splits: names of split folders. Without ``val_splits``, ``val_fraction`` of the
-            training dialogues are kept for validation.
+        train_splits, val_splits, test_splits: names of split folders, as a list or with commas between them. Without
+            ``val_splits``, ``val_fraction`` of the training dialogues are kept for validation.
         val_fraction: see ``val_splits``; chosen by a fixed key, the same for every ``seed``.
         context_size: utterances of a prompt, at most.
         min_context: utterances before a reply, at least; ``null``: ``context_size``.
@@ -88,9 +88,9 @@ class DialogueDataModule(LightningDataModule):
     def __init__(
         self,
         path: str | None = None,
-        train_splits: Sequence[str] = ("train",),
-        val_splits: Sequence[str] = ("validation",),
-        test_splits: Sequence[str] = ("test",),
+        train_splits: str | list[str] = "train",
+        val_splits: str | list[str] = "validation",
+        test_splits: str | list[str] = "test",
         val_fraction: float = 0.1,
         context_size: int = 5,
         min_context: int | None = None,
@@ -112,8 +112,8 @@ class DialogueDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         options = {
-            "path": path, "train_splits": list(train_splits), "val_splits": list(val_splits),
-            "test_splits": list(test_splits), "val_fraction": val_fraction, "context_size": context_size,
+            "path": path, "train_splits": _names(train_splits), "val_splits": _names(val_splits),
+            "test_splits": _names(test_splits), "val_fraction": val_fraction, "context_size": context_size,
             "min_context": context_size if min_context is None else min_context,
             "max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens,
             "batch_size": batch_size, "eval_batch_size": eval_batch_size or batch_size, "val_samples": val_samples,
@@ -401,6 +401,11 @@ class DialogueDataModule(LightningDataModule):
         consumed = state_dict["consumed_samples"]
         self._position.restore(state_dict["step"], consumed, [consumed], [0])
         self._accumulated = state_dict["accumulate_grad_batches"]
+
+
+def _names(splits: str | Sequence[str]) -> list[str]:
+    names = splits.split(",") if isinstance(splits, str) else splits
+    return [name.strip() for name in names if name.strip()]
 
 
 def _texts(dialogues: Sequence[Dialogue]) -> list[str]:

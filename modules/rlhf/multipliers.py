@@ -199,14 +199,11 @@ class Multipliers(nn.Module):
         for tensor in (self.averaged, self.mean_weight, self.mean_return, self.violated_for, self.warned):
             tensor.zero_()
 
-    def update(self, returns: Tensor) -> dict[str, Tensor]:
+    def update(self, returns: Tensor) -> None:
         """One SGD step on :func:`~modules.objectives.lagrangian.multiplier_loss`.
 
         Args:
             returns: ``[N]``, mean undiscounted returns, already over all ranks.
-
-        Returns:
-            :meth:`figures`.
 
         Raises:
             ValueError: a return that is not finite.
@@ -219,13 +216,13 @@ class Multipliers(nn.Module):
         if not self.frozen:
             self._step(used)
         with torch.no_grad():
-            self.updates += 1
-            self.averaged += 1
+            self.updates.add_(1)
+            self.averaged.add_(1)
             self.last_return.copy_(observed)
-            self.mean_return += (observed - self.mean_return) / self.averaged
-            self.mean_weight += (self.weights() - self.mean_weight) / self.averaged
-            self._watch(used)
-        return self.figures()
+            self.mean_return.add_((observed - self.mean_return) / self.averaged)
+            weights = self.weights()
+            self.mean_weight.add_((weights - self.mean_weight) / self.averaged)
+            self._watch(weights, used)
 
     @torch.no_grad()
     def _windowed(self, observed: Tensor) -> Tensor:
@@ -249,11 +246,11 @@ class Multipliers(nn.Module):
     def _projected(self, raw: Tensor) -> Tensor:
         return project_raw(raw, self.kinds, self.parameterisation, self.lambda_max, self.lambda_clip)
 
-    def _watch(self, returns: Tensor) -> None:
+    def _watch(self, weight: Tensor, returns: Tensor) -> None:
         """Count updates that a weight spent at its limit without the constraint being met, and warn once for each."""
         if self.frozen or not self.bounded and self.lambda_max is None:
             return
-        weight, gap = self.weights(), self.thresholds - returns
+        gap = self.thresholds - returns
         # The weight pushes towards the threshold, with all that it has, and the return is still on the wrong side.
         stuck = (weight.abs() >= self.saturation * (self.lambda_max or 1.0)) & (weight * gap > 0)
         stuck &= gap.abs() > self.tolerance * self.thresholds.abs()
@@ -261,7 +258,7 @@ class Multipliers(nn.Module):
         fresh = self.infeasible() & ~self.warned
         if not bool(fresh.any()):
             return
-        self.warned |= fresh
+        self.warned.logical_or_(fresh)
         for index in fresh.nonzero().flatten().tolist():
             rank_zero_warn(
                 f"constraints.{self.names[index]}: threshold {self.thresholds[index].item():g} looks infeasible: the "

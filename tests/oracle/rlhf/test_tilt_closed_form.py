@@ -161,14 +161,14 @@ def test_all_ppo_reaches_its_own_multipliers_and_the_policy_of_equalities():
 
 def learn(multipliers: Multipliers, steps: int) -> tuple[dict[str, Tensor], Tensor]:
     """Figures and policy after ``steps`` of the learner's own multipliers."""
-    logits, figures = REFERENCE.log(), {}
+    logits = REFERENCE.log()
     for _ in range(steps):
         log_policy = torch.log_softmax(logits, 0)
         streams = torch.cat([REWARDS, -BETA * (log_policy - REFERENCE.log()).unsqueeze(0)])
         coefficients = stream_coefficients(multipliers.weights(), multipliers.kinds)
         logits = log_policy + 0.5 * mix_advantages(streams.T, coefficients)
-        figures = multipliers.update(REWARDS @ log_policy.exp())
-    return figures, torch.softmax(logits, 0)
+        multipliers.update(REWARDS @ log_policy.exp())
+    return multipliers.figures(), torch.softmax(logits, 0)
 
 
 def test_the_multipliers_module_reaches_the_dual_solution():
