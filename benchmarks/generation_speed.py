@@ -2,8 +2,8 @@
 
 Both generate from one GPT-2 shape in one process, on this interpreter's packages. Runs alternate, ours, theirs, ours,
 theirs, and each pair gives one ratio of CPU seconds, so that a busy machine slows both alike. With `--ends`, the token
-that ends a response is likely enough that rows finish at different times, as in training. Prompts have one length and no
-padding, transformers' best case; with `--ragged` they differ, and transformers pads them on the left.
+that ends a response is likely enough that rows finish at different times, as in training. Prompts have one length and
+no padding, transformers' best case; with `--ragged` they differ, and transformers pads them on the left.
 
     python benchmarks/generation_speed.py --shape tiny --rounds 15
 """

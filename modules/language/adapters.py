@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from modules.networks.causal_lm import CausalLM
-from modules.networks.llama import Llama
 from modules.optional import require
 
-LINEAR_NAMES = Llama.linear_names
 _Model = TypeVar("_Model", bound=CausalLM)
 _ADAPTER = "default"
 
