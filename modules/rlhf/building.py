@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from modules.language.specs import LoraSpec, ModelSpec, build_network
+from modules.language.specs import LoraSpec, ModelSpec, Tuning, build_network
 from modules.networks.markov_lm import MarkovConfig, MarkovLM
 from modules.rlhf.critic import Critic
 from modules.rlhf.gold_proxy import gold_proxy_table
@@ -18,7 +18,7 @@ _INIT = 53  # keeps start weights apart from other uses of the run's seed
 
 
 def build_networks(
-    spec: ModelSpec, tuning: str, lora: LoraSpec, critic: CriticSpec, streams: int, tokenizer: Any
+    spec: ModelSpec, tuning: Tuning, lora: LoraSpec, critic: CriticSpec, streams: int, tokenizer: Any
 ) -> tuple[Any, Any, Critic | None]:
     """Policy, frozen reference (``None`` with adapters: the policy without them), and critic (``None``: none).
 

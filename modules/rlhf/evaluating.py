@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from tensordict import TensorDict
@@ -73,7 +73,7 @@ class ResponseEvaluator:
     ) -> None:
         """Respond to a batch and score the responses; rows of index -1 are left out."""
         self._samples, self._tokenizer = samples, tokenizer
-        batch = batch[batch["index"] >= 0]  # type: ignore[assignment]
+        batch = cast(TensorDict, batch[batch["index"] >= 0])
         if not len(batch):
             return
         numbers: Tensor = batch.get("row", batch["index"])

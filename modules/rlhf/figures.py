@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from modules.objectives.lagrangian import reward_unit_multipliers
 from modules.objectives.ppo import approximate_kl
 from modules.rlhf.critic import explained_variance
+from modules.rlhf.multipliers import Multipliers
 from modules.rlhf.rollout import rollout_mask
 
 Sum = Callable[[Tensor], Tensor]
@@ -61,3 +63,14 @@ def stream_figures(
         for i, name in enumerate(names):
             found |= {f"value/{name}_explained_variance": variance[i], f"value/{name}_loss": error[i]}
     return found
+
+
+def reward_unit_figures(multipliers: Multipliers, shown: Mapping[str, float | Tensor]) -> dict[str, Tensor]:
+    """``multiplier/<c>/mu``: effective multipliers of the rewards themselves, where streams have unit deviation.
+
+    Args:
+        shown: holds ``adv_std/<name>`` of every stream, as :func:`stream_figures` gives them.
+    """
+    spread = torch.stack([torch.as_tensor(shown[f"adv_std/{name}"]) for name in multipliers.names])
+    mu = reward_unit_multipliers(multipliers.effective().cpu(), torch.as_tensor(shown["adv_std/kl"]), spread.cpu())
+    return {f"multiplier/{name}/mu": value for name, value in zip(multipliers.names, mu, strict=True)}

@@ -35,6 +35,8 @@ class IntentClassifier(SupervisedModule):
         optimizer: optimiser and schedule.
     """
 
+    task = "intent"
+
     def __init__(
         self,
         labels: Sequence[str] = ("inform", "question", "directive", "commissive"),

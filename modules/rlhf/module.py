@@ -20,7 +20,7 @@ from modules.language.adapters import adapters_disabled
 from modules.language.checkpoint import export_hf
 from modules.language.optim import build_optimizer, decay_groups
 from modules.language.responses import response_states
-from modules.language.specs import LoraSpec, ModelSpec
+from modules.language.specs import LoraSpec, ModelSpec, Tuning
 from modules.networks.markov_lm import MarkovLM
 from modules.objectives.advantage import standardise
 from modules.objectives.lagrangian import mix_advantages, stream_coefficients
@@ -28,7 +28,7 @@ from modules.objectives.ppo import approximate_kl, clipped_surrogate
 from modules.rlhf.building import build_networks
 from modules.rlhf.critic import Critic
 from modules.rlhf.evaluating import ResponseEvaluator
-from modules.rlhf.figures import rollout_figures, stream_figures, update_figures
+from modules.rlhf.figures import reward_unit_figures, rollout_figures, stream_figures, update_figures
 from modules.rlhf.multipliers import Multipliers
 from modules.rlhf.rewards.base import Evaluation, Reward
 from modules.rlhf.rollout import (
@@ -54,7 +54,7 @@ from modules.rlhf.settings import (
     check_ranges,
     resolve,
 )  # fmt: skip
-from modules.rlhf.streams import advantage_streams, reward_streams
+from modules.rlhf.streams import Baseline, advantage_streams, reward_streams
 from modules.seeds import global_seed, stream, stream_seed
 
 _SAMPLING, _ORDER, _EVALUATION = 51, 52, 54  # keep random streams of one run apart
@@ -129,7 +129,9 @@ class ConstrainedRLHF(LightningModule):
         self.multiplier_spec = multiplier or MultiplierSpec()
         self.generation = generation or GenerationSpec()
         self.search_spec = nelder_mead or NelderMeadSpec()
-        self.variant, self.tuning, self.advantage = variant, tuning, advantage
+        self.variant = variant
+        self.tuning: Tuning = tuning
+        self.advantage: Baseline = advantage
         self.group_size, self.leave_one_out = group_size, leave_one_out
         self.optimizer_options = {"name": optimizer, "lr": lr, "weight_decay": weight_decay, "betas": tuple(betas)}
         self.constraint_specs = dict(constraints or {})
@@ -191,6 +193,7 @@ class ConstrainedRLHF(LightningModule):
             init_std=spec.init_std,
             lambda_max=spec.lambda_max,
             lambda_clip=spec.lambda_clip,
+            relative=spec.relative,
             window=spec.window,
             frozen_weights=problem.weights if problem.frozen else None,
         )
@@ -396,9 +399,9 @@ class ConstrainedRLHF(LightningModule):
 
     def _returns(self, rows: TensorDict) -> Tensor:
         """Undiscounted episode returns of the components, float64 ``[N]``, mean over all ranks (paper, section 4)."""
-        scores = rows["scores"].double().flatten(0, 1)
+        scores, length = cast(Tensor, rows["scores"]).double().flatten(0, 1), cast(Tensor, rows["length"])
         state = self.multiplier_spec.estimator == "state"
-        weights = rows["length"].flatten().double() if state else torch.ones_like(scores[:, 0])
+        weights = length.flatten().double() if state else torch.ones_like(scores[:, 0])
         sums = self._sum(torch.cat([weights @ scores, weights.sum().unsqueeze(0)]))
         return sums[:-1] / sums[-1]
 
@@ -423,6 +426,8 @@ class ConstrainedRLHF(LightningModule):
         shown |= stream_figures(rollout, parts, ["all"] if single else [*names, "kl"], self._sum)
         if self.multipliers is not None:
             shown |= self.multipliers.figures()
+            if self.problem.objective == "kl" and self.ppo.normalise == "stream":
+                shown |= reward_unit_figures(self.multipliers, shown)
         self.log_dict({key: torch.as_tensor(value).float() for key, value in shown.items()})
 
     def work_per_batch(self, batch: TensorDict) -> int:

@@ -43,6 +43,8 @@ class Multipliers(nn.Module):
         init_std: standard deviation of one normal draw added to all raw values.
         lambda_max: bound on the unbounded forms' weights; ``None``: none.
         lambda_clip: bound on the bounded form's ``|raw|``; ``None``: none.
+        relative: measure violations in shares of the threshold, so that one ``lr`` suits rewards of unlike scales; a
+            threshold of 0 counts as 1.
         window: updates over which returns are averaged before the step; 0 and 1: the newest alone. (Safe RLHF averages
             its costs over the last 128 episodes.)
         patience: updates in a row with the weight at its limit and the constraint violated until it is called
@@ -82,6 +84,7 @@ class Multipliers(nn.Module):
         init_std: float = 0.0,
         lambda_max: float | None = None,
         lambda_clip: float | None = None,
+        relative: bool = False,
         window: int = 1,
         patience: int = 100,
         saturation: float = 0.95,
@@ -107,7 +110,7 @@ class Multipliers(nn.Module):
             if value is not None and not low <= value <= high:
                 raise ValueError(f"multiplier.{key}: must be in [{low:g}, {high:g}], got {value}")
         self.parameterisation, self.bounded = parameterisation, parameterisation == "bounded"
-        self.lr, self.momentum, self.clip = lr, momentum, clip
+        self.lr, self.momentum, self.clip, self.relative = lr, momentum, clip, relative
         self.lambda_max = None if self.bounded else lambda_max
         self.lambda_clip = lambda_clip if self.bounded else None
         self.window, self.patience, self.saturation, self.tolerance = max(1, window), patience, saturation, tolerance
@@ -235,7 +238,10 @@ class Multipliers(nn.Module):
         with torch.enable_grad():
             raw = self.raw.clone().requires_grad_()
             weights = multiplier_weights(raw, self.kinds, self.parameterisation, self.lambda_max)
-            loss = multiplier_loss(weights, returns, self.thresholds)
+            unit = (
+                self.thresholds.abs().where(self.thresholds != 0, torch.ones_like(self.raw)) if self.relative else 1.0
+            )
+            loss = multiplier_loss(weights, returns / unit, self.thresholds / unit)
             (gradient,) = torch.autograd.grad(loss, raw)
         with torch.no_grad():
             if self.clip is not None:

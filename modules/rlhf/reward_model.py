@@ -80,6 +80,7 @@ class PreferenceRewardModel(SupervisedModule):
     """
 
     work_unit = "tokens"
+    task = "preference"
 
     def __init__(
         self,

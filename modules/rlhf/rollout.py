@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import torch
@@ -132,7 +132,8 @@ def check_finite(rollout: TensorDict, key: str, whose: str) -> None:
     Raises:
         NonFiniteError: naming the first row.
     """
-    bad = ~rollout[key].isfinite().flatten(1).all(1)
+    finite = torch.isfinite(cast(Tensor, rollout[key]))
+    bad = ~finite.flatten(1).all(dim=1)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise NonFiniteError(
@@ -142,14 +143,17 @@ def check_finite(rollout: TensorDict, key: str, whose: str) -> None:
 
 
 def response_batch(rollout: TensorDict, samples: Sequence[PromptSample], tokenizer: Any) -> Responses:
-    """The responses as rewards take them, ``P * S`` entries; tokens go to the host in one copy."""
-    group = rollout["length"].shape[1]
-    indices = rollout["index"].tolist()
-    prompt_lengths = rollout["prompt_length"].tolist()
-    prompts = [row[:n] for row, n in zip(rollout["prompt_ids"].tolist(), prompt_lengths, strict=True)]
-    lengths = rollout["length"].flatten().tolist()
-    responses = [row[:n] for row, n in zip(rollout["tokens"].flatten(0, 1).tolist(), lengths, strict=True)]
-    ended: list[bool] = rollout["ended"].flatten().tolist()
+    """The responses as rewards take them, ``P * S`` entries, on the host."""
+    host: dict[str, Tensor] = {
+        key: rollout[key].cpu() for key in ("index", "prompt_ids", "prompt_length", "tokens", "length", "ended")
+    }
+    group = host["length"].shape[1]
+    indices: list[int] = host["index"].tolist()
+    prompt_lengths = host["prompt_length"].tolist()
+    prompts = [row[:n] for row, n in zip(host["prompt_ids"].tolist(), prompt_lengths, strict=True)]
+    lengths = host["length"].flatten().tolist()
+    responses = [row[:n] for row, n in zip(host["tokens"].flatten(0, 1).tolist(), lengths, strict=True)]
+    ended: list[bool] = host["ended"].flatten().tolist()
     spoken = [row[:-1] if over else row for row, over in zip(responses, ended, strict=True)]
     return Responses(
         [samples[i] for i in indices for _ in range(group)],

@@ -63,6 +63,7 @@ class MultiplierSpec:
         lr, momentum, clip: of the SGD step on the raw multipliers; ``clip`` bounds the gradient's norm.
         init: start value, ``null``: 0 (bounded) or 0.5. init_std: deviation of a draw added to it, one for all.
         lambda_max: greatest multiplier of ``exp``. lambda_clip: greatest absolute raw value.
+        relative: violations in shares of the threshold, for rewards of unlike scales.
         update: after every minibatch (the paper's code) or once per iteration.
         estimator: mean over episodes (what the constraint says), or over states, so that long responses count more
             (the paper's code).
@@ -77,6 +78,7 @@ class MultiplierSpec:
     init_std: float = 0.0
     lambda_max: float | None = None
     lambda_clip: float | None = None
+    relative: bool = False
     update: Literal["per_minibatch", "per_iteration"] = "per_minibatch"
     estimator: Literal["episode", "state"] = "episode"
     window: int = 1

@@ -35,6 +35,7 @@ class SFT(SupervisedModule):
     """
 
     work_unit = "tokens"
+    task = "sft"
 
     def __init__(
         self,

@@ -67,10 +67,13 @@ class OptimizerSpec:
 class SupervisedModule(LightningModule):
     """Minimises a mean over targets, and reports means over the targets of all ranks.
 
-    Subclasses have :meth:`measure`; ``network`` is built in ``configure_model``. A training batch may hold
+    Subclasses have :meth:`measure` and name the ``task`` of datamodules that fit; ``network`` is built in
+    ``configure_model``. A training batch may hold
     ``step_targets`` int64 ``[B]``, the targets of the whole optimiser step over ranks and micro-batches; else all parts
     of a step must hold equally many.
     """
+
+    task = ""
 
     def __init__(self, optimizer: OptimizerSpec | dict[str, Any] | None, options: dict[str, Any]) -> None:
         super().__init__()
@@ -84,6 +87,16 @@ class SupervisedModule(LightningModule):
     @abstractmethod
     def measure(self, batch: TensorDict) -> tuple[dict[str, Tensor], Tensor]:
         """Sums over the batch's targets by name, ``loss`` (differentiable) among them, and the number of targets."""
+
+    def setup(self, stage: str) -> None:
+        """Check the data's kind.
+
+        Raises:
+            ValueError: the datamodule has a ``task``, and it is another one.
+        """
+        task = getattr(getattr(self.trainer, "datamodule", None), "task", self.task)
+        if task != self.task:
+            raise ValueError(f"{type(self).__name__}: data.task must be {self.task!r}, got {task!r}")
 
     def data_tokenizer(self) -> Any:
         """The datamodule's tokenizer, or None outside a trainer."""

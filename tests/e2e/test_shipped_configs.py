@@ -14,7 +14,10 @@ STUDIES = sorted(CONFIGS.rglob("study_*.yaml"))
 EXPERIMENTS = sorted(
     p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("hardware", "configs") and p not in STUDIES
 )
-LAYERS = {"llemma/control": "laptop", "llemma/paper_34b": "paper_7b", "emax/paper_iql": "paper"}
+LAYERS = {
+    "llemma/control": "laptop", "llemma/paper_34b": "paper_7b", "emax/paper_iql": "paper",
+    "rlhf/gold_proxy_nm": "gold_proxy", "rlhf/dailydialog": "dialogue", "rlhf/dialogue_nm": "dialogue",
+}  # fmt: skip
 FOLDERS = {"variant": "skill300", "neural": "leduc_neural", "nmm": "nmm"}  # of layers in configs/psd_psro
 OTHERS = {"variant/anytime": "leduc", "variant/xdo": "leduc"}
 
@@ -34,7 +37,7 @@ def layers(path: Path) -> list[object]:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_experiment_parses(cli, capsys, path):
-    verb = "test" if path.stem.startswith(("evaluate", "prove")) else "fit"
+    verb = "test" if path.stem.startswith(("evaluate", "prove", "proxy_fit")) else "fit"
     assert cli(verb, *layers(path), "--print_config") == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"]
 

@@ -15,9 +15,11 @@ from modules.rlhf.classifier_files import PairInputs
 
 
 def trainer(step: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1, max_steps: int = 6) -> Any:
+    count = SimpleNamespace(ready=step, started=step, processed=step, completed=step)
+    loop = SimpleNamespace(batch_progress=SimpleNamespace(current=count, total=count))
     return SimpleNamespace(
         global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=accumulate, max_steps=max_steps,
-        limit_train_batches=1.0, state=SimpleNamespace(fn="fit"),
+        limit_train_batches=1.0, fit_loop=SimpleNamespace(epoch_loop=loop), state=SimpleNamespace(fn="fit"),
     )  # fmt: skip
 
 
@@ -75,8 +77,10 @@ class TestWordTokenizer:
 class TestBatches:
     def test_prompts(self, make):
         data = make(max_prompt_tokens=100)
-        assert isinstance(data, ProvidesPrompts) and isinstance(data, StatefulData)
-        assert isinstance(data, HasDigest) and isinstance(data, DescribesBatch)
+        assert isinstance(data, ProvidesPrompts)
+        assert isinstance(data, StatefulData)
+        assert isinstance(data, HasDigest)
+        assert isinstance(data, DescribesBatch)
         data.trainer = trainer()
         batch = next(iter(data.train_dataloader()))
         assert set(batch.keys()) == set(data.describe()) == {"prompt_ids", "prompt_length", "index"}
@@ -143,7 +147,8 @@ class TestBatches:
         assert sorted(index for index in seen if index >= 0) == list(range(13))
         data = make(val_samples=3, eval_batch_size=8, task="sft")
         batch = next(iter(data.val_dataloader()))
-        assert (batch["labels"][3:] == -100).all() and (batch["labels"][:3] != -100).any(1).all()
+        assert (batch["labels"][3:] == -100).all()
+        assert (batch["labels"][:3] != -100).any(1).all()
         data = make(val_samples=3, eval_batch_size=8, task="intent")
         assert next(iter(data.val_dataloader()))["label"][3:].tolist() == [-100] * 5
 
@@ -244,7 +249,8 @@ class TestSplits:
     def test_validation_dialogues_kept_back_from_training(self, make):
         data = make(val_splits="", val_fraction=0.25)
         dialogues = data.dialogues()
-        assert len(dialogues["val"]) == 10 and len(dialogues["train"]) == 30
+        assert len(dialogues["val"]) == 10
+        assert len(dialogues["train"]) == 30
         assert not {one.key for one in dialogues["val"]} & {one.key for one in dialogues["train"]}
 
     def test_split_names_with_commas(self):

@@ -46,7 +46,8 @@ def test_normalised_form(text, want):
 @settings(max_examples=200, deadline=None)
 def test_normalising_twice_changes_nothing(text):
     once = normalise_utterance(text)
-    assert normalise_utterance(once) == once and "<EOU>" not in normalise_utterance(text, lowercase=False).split()
+    assert normalise_utterance(once) == once
+    assert "<EOU>" not in normalise_utterance(text, lowercase=False).split()
 
 
 def test_reads_text_and_zero_based_labels(tmp_path):
@@ -72,10 +73,11 @@ def test_reads_text_and_zero_based_labels(tmp_path):
 )
 def test_damaged_files_are_named_with_their_line(tmp_path, dialogues, acts, emotions, words):
     path = write(tmp_path / "train", dialogues, acts, emotions)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="^dialogues: ") as error:
         read_dialogues(path, "train")
     message = str(error.value)
-    assert "\n" not in message and all(word in message for word in words), message
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
 def test_lines_that_do_not_match_are_skipped_on_demand(tmp_path):
