@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 TRAIN := $(BIN)/python -m train
 READY := $(VENV)/.plumbline-ready
 
-.PHONY: setup provers demo test test-slow lint bench clean-cache help
+.PHONY: setup provers demo rlhf-demo test test-slow lint bench clean-cache help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       set up, then train a small Llama, continue it on mathematics, evaluate it (under 5 minutes after set-up)"
+	@echo "make rlhf-demo  set up, then the whole RLHF chain on generated dialogues, or RLHF_LAYER='-c rlhf/dailydialog'"
 	@echo "make test       set up, then lint, type-check and run the default tests (under 12 minutes after set-up)"
 	@echo "make test-slow  the tests marked slow"
 	@echo "make bench      speed against HF Trainer and litgpt, each in a virtual environment of its own"
@@ -39,6 +40,25 @@ demo: setup
 	$(TRAIN) fit -c llemma/laptop
 	$(TRAIN) test -c llemma/evaluate_laptop
 	@echo "curves: $(BIN)/tensorboard --logdir runs"
+
+# Start model, reward models, fixed-weight runs, proxy points fitted to them, a constrained run, comparison. Each line is a
+# command of its own; RLHF_FLAGS go to every training, RLHF_STEPS is the length of the reinforcement learning.
+RLHF_LAYER ?=
+RLHF_STEPS ?= 60
+RLHF_FLAGS ?=
+RLHF_RUN = $(TRAIN) fit -c rlhf/dialogue $(RLHF_LAYER) --trainer.max_steps=$(RLHF_STEPS) $(RLHF_FLAGS)
+RLHF_FIXED = $(RLHF_RUN) --vars.variant=ppo --vars.beta=0.02 --experiment=rlhf-fixed
+rlhf-demo: setup
+	$(TRAIN) fit -c rlhf/sft $(RLHF_LAYER) $(RLHF_FLAGS)
+	$(TRAIN) fit -c rlhf/intent $(RLHF_LAYER) $(RLHF_FLAGS)
+	$(TRAIN) fit -c rlhf/reward_model $(RLHF_LAYER) $(RLHF_FLAGS)
+	$(RLHF_FIXED) --model.init_args.weights='{meteor: 1.0, intent: 0.0}'
+	$(RLHF_FIXED) --model.init_args.weights='{meteor: 0.0, intent: 1.0}'
+	$(RLHF_FIXED) --model.init_args.weights='{meteor: 2.0, intent: 0.5}'
+	$(TRAIN) test -c rlhf/proxy_fit --data.init_args.runs='["runs/rlhf-fixed/run-*"]'
+	$(RLHF_RUN) --vars.variant=xi_ppo --vars.thresholds=runs/proxy_points.json --model.init_args.constraints='{}' --experiment=rlhf-xi
+	$(BIN)/python -m callbacks.compare --metric val/score --out runs/rlhf_score.png fixed='runs/rlhf-fixed/run-*' xi='runs/rlhf-xi/run-*'
+	@echo "curves: $(BIN)/tensorboard --logdir runs; comparison: runs/rlhf_score.png"
 
 lint: setup
 	$(BIN)/ruff check .

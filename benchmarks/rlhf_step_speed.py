@@ -18,7 +18,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,8 +214,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def compare(
     args: argparse.Namespace, setting: str, pythons: Mapping[str, Path], model: Path, shared: Mapping[str, int]
-) -> list[dict[str, dict[str, Any]]]:
-    """The result lines of every round of one setting.
+) -> Iterator[list[dict[str, dict[str, Any]]]]:
+    """Run the rounds of one setting; after each, the result lines of all so far.
 
     Raises:
         RuntimeError: a loop fails. ValueError: the loops did different work.
@@ -234,7 +234,7 @@ def compare(
             )
         check_equal_work(results)
         rounds.append(results)
-    return rounds
+        yield rounds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,19 +250,19 @@ def main(argv: list[str] | None = None) -> int:
         versions = {peer: installed_packages(peer, args.root) for peer in peers} | {"plumbline": _own_versions()}
         for setting in args.settings:
             made = {"command": public_command(argv), "machine": machine(), "date": args.date}
-            rounds = compare(args, setting, pythons, model, shared)
+            name = setting + "_profile" * args.profile
             found: dict[str, Any] = {
                 "benchmark": "rlhf_step_speed", "made": made, "threads": 1, "sizes": sizes,
                 "setting": SETTINGS[setting], "shared": shared, "versions": versions,
             }  # fmt: skip
-            if not args.profile:
-                for key in ("tokens_per_cpu_s", "tokens_per_wall_s"):
-                    found[key] = summarise(rounds, key)
-            found["rounds"] = rounds
-            name = setting + "_profile" * args.profile
-            write_record(found, args.out / f"{name}.json")
+            for rounds in compare(args, setting, pythons, model, shared):
+                if not args.profile:
+                    for key in ("tokens_per_cpu_s", "tokens_per_wall_s"):
+                        found[key] = summarise(rounds, key)
+                found["rounds"] = rounds
+                write_record(found, args.out / f"{name}.json")  # after each: an interrupted run keeps what it has
             if args.profile:
-                for loop, line in rounds[0].items():
+                for loop, line in found["rounds"][0].items():
                     print(f"\n{loop}: seconds a step by op group (torch.profiler, self time)")
                     for group, seconds in line["profile_s_per_step"].items():
                         print(f"{group:<40}{seconds:>10.3f}")

@@ -154,6 +154,48 @@ def test_recorded_command_of_rlhf_names_no_folder(load):
     assert driver.public_command(argv) == "python benchmarks/rlhf_step_speed.py --rounds 2 --steps 4"
 
 
+def _driver_with(load, monkeypatch, answers):
+    """The driver, whose loops give ``answers`` in turn, without environments or weights."""
+    driver = load("rlhf_step_speed")
+    given = iter(answers)
+
+    def run_loop(name, python, options):
+        answer = next(given)
+        if isinstance(answer, Exception):
+            raise answer
+        return {**answer, "loop": name}
+
+    monkeypatch.setattr(driver, "ensure_peer", lambda name, root: Path("python"))
+    monkeypatch.setattr(driver, "installed_packages", lambda name, root: {name: "1"})
+    monkeypatch.setattr(driver, "prepare_model", lambda *given: Path("folder"))
+    monkeypatch.setattr(driver, "run_loop", run_loop)
+    return driver
+
+
+def _timed(rate: float) -> dict:
+    phases = {"generate": 1.0, "rollout": 3.0}
+    return _line(rate, tokens_per_wall_s=rate, cpu_s_per_step=10 / rate, phases_cpu_s=phases)
+
+
+def test_result_says_how_it_was_made_and_keeps_every_round(load, monkeypatch, tmp_path, capsys):
+    driver = _driver_with(load, monkeypatch, [_timed(1.0), _timed(2.0), _timed(1.0), _timed(3.0)])
+    argv = ["--rounds", "2", "--out", str(tmp_path), "--date", "2000-01-01"]
+    assert driver.main(argv) == 0
+    found = json.loads((tmp_path / "4x4.json").read_text())
+    assert found["made"]["command"] == "python benchmarks/rlhf_step_speed.py --rounds 2 --date 2000-01-01"
+    assert found["made"]["date"] == "2000-01-01"
+    assert found["made"]["machine"]["cores"] >= 1
+    assert (len(found["rounds"]), found["tokens_per_cpu_s"]["plumbline"]["ratio"]["median"]) == (2, 2.5)
+    assert "plumbline" in capsys.readouterr().out
+
+
+def test_interrupted_comparison_keeps_the_rounds_it_has(load, monkeypatch, tmp_path, capsys):
+    driver = _driver_with(load, monkeypatch, [_timed(1.0), _timed(2.0), RuntimeError("trl failed")])
+    assert driver.main(["--rounds", "2", "--out", str(tmp_path)]) == 1
+    assert "trl failed" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "4x4.json").read_text())["rounds"]) == 1
+
+
 # -- the model and our loop --
 @pytest.fixture
 def tiny(load, tmp_path, monkeypatch):
