@@ -21,6 +21,7 @@ GRID = {1: 2001, 2: 151, 3: 41}
 MAX_DEGREE = 10
 _CHUNK = 4_000_000  # distances held at once: 32 MB
 _POINTS_PER_COEFFICIENT = 2  # fewer, and a surface only joins the points
+_TRUST = 2.0  # leave-one-out errors by which a surface may exceed the best score seen
 _RESAMPLE_GRID = {1: 401, 2: 51, 3: 17}
 
 
@@ -119,7 +120,7 @@ def fit_proxy_points(
         points: ``[n, N]``, rewards; N = 1, 2 or 3.
         scores: ``[n]``, evaluation scores.
         degree: of the polynomial; ``None``: the one with the least leave-one-out error, up to 10 (the paper's) and to
-            what leaves two points a coefficient.
+            what leaves two points a coefficient, of those whose maximum is not far above the best score seen.
         ridge: penalty on the squared coefficients (but the constant), per unit of mean squared residual.
         weights: of the residuals: ``kde``, the points' density (the paper), or ``uniform``.
         reach: greatest distance of the maximum from the nearest point, where each reward's range is 2.
@@ -283,7 +284,16 @@ def _choose_degree(data: _Data, degree: int | None) -> int:
         for one in range(2, MAX_DEGREE + 1)
         if math.comb(one + dimensions, dimensions) * _POINTS_PER_COEFFICIENT <= count
     ]
-    return min(allowed or [1], key=lambda one: data.fit(one)[1])
+    if not allowed:
+        return 1
+    fits = {one: data.fit(one) for one in allowed}
+    # Between runs a high degree may fly off: no surface is believed that promises more than was ever seen.
+    for one in sorted(allowed, key=lambda one: fits[one][1]):
+        coefficients, error = fits[one]
+        promised = _greatest(data, coefficients, one, _RESAMPLE_GRID[dimensions], finest=0.1)[1]
+        if promised <= data.values.max() + _TRUST * error:
+            return one
+    return allowed[0]
 
 
 def _greatest(

@@ -77,10 +77,8 @@ class TestWordTokenizer:
 class TestBatches:
     def test_prompts(self, make):
         data = make(max_prompt_tokens=100)
-        assert isinstance(data, ProvidesPrompts)
-        assert isinstance(data, StatefulData)
-        assert isinstance(data, HasDigest)
-        assert isinstance(data, DescribesBatch)
+        for contract in (ProvidesPrompts, StatefulData, HasDigest, DescribesBatch):
+            assert isinstance(data, contract)
         data.trainer = trainer()
         batch = next(iter(data.train_dataloader()))
         assert set(batch.keys()) == set(data.describe()) == {"prompt_ids", "prompt_length", "index"}
