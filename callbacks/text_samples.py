@@ -7,11 +7,15 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from callbacks.metrics_file import read_rows_text
 from modules.contracts import ReportsSamples
+from modules.files import atomic_write
 
 
 class TextSamples(Callback):
     """Writes the module's sample texts after every validation: TensorBoard's text tab and ``samples.jsonl``.
+
+    A resumed run drops the lines that it is about to write again.
 
     Args:
         count: texts at a time.
@@ -22,6 +26,7 @@ class TextSamples(Callback):
             raise ValueError(f"TextSamples: count must be >= 1, got {count}")
         self.count = count
         self._folder = Path()
+        self._opened = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not isinstance(pl_module, ReportsSamples):
@@ -35,7 +40,8 @@ class TextSamples(Callback):
         if not texts:
             return
         step = trainer.global_step
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._opened:
+            self._open(step)
         with open(self._folder / "samples.jsonl", "a", encoding="utf-8") as stream:
             for text in texts:
                 stream.write(json.dumps({"step": step, **text}, ensure_ascii=False) + "\n")
@@ -46,6 +52,15 @@ class TextSamples(Callback):
             writer = getattr(logger, "experiment", None)
             if writer is not None and hasattr(writer, "add_text"):
                 writer.add_text("samples", "\n".join(f"| {line} |" for line in lines), step)
+
+    def _open(self, step: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "samples.jsonl"
+        if path.exists():
+            lines = read_rows_text(path)
+            with atomic_write(path, "w") as stream:
+                stream.writelines(line + "\n" for line in lines if json.loads(line)["step"] < step)
+        self._opened = True
 
 
 def _cell(text: str) -> str:

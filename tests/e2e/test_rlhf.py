@@ -91,7 +91,7 @@ def test_killed_in_every_phase_it_ends_the_same(cli, cli_process, text, tmp_path
     """SIGKILL in the search, in generation and in an update; each start goes on from the last whole checkpoint."""
     run = [*text, "--model.init_args.variant=nm_ppo", "--model.init_args.nelder_mead.patience=1"]
     assert cli(*run, "--experiment=whole") == 0
-    for phase, iteration in (("search", 3), ("generation", 5), ("update", 6)):
+    for phase, iteration in (("search", 3), ("generation", 4), ("update", 6)):
         resumed = [] if phase == "search" else ["--ckpt_path", "last"]
         killed = cli_process(
             *run, *resumed, "--experiment=cut",

@@ -74,11 +74,14 @@ class TestWordTokenizer:
             data.setup()
 
 
+@pytest.mark.parametrize("contract", [ProvidesPrompts, StatefulData, HasDigest, DescribesBatch])
+def test_contracts(make, contract):
+    assert isinstance(make(), contract)
+
+
 class TestBatches:
     def test_prompts(self, make):
         data = make(max_prompt_tokens=100)
-        for contract in (ProvidesPrompts, StatefulData, HasDigest, DescribesBatch):
-            assert isinstance(data, contract)
         data.trainer = trainer()
         batch = next(iter(data.train_dataloader()))
         assert set(batch.keys()) == set(data.describe()) == {"prompt_ids", "prompt_length", "index"}
