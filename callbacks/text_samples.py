@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from callbacks.metrics_file import read_rows_text
 from modules.contracts import ReportsSamples
 from modules.files import atomic_write
 
@@ -57,9 +56,9 @@ class TextSamples(Callback):
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / "samples.jsonl"
         if path.exists():
-            lines = read_rows_text(path)
+            whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line cut by a kill is left out
             with atomic_write(path, "w") as stream:
-                stream.writelines(line + "\n" for line in lines if json.loads(line)["step"] < step)
+                stream.writelines(line + "\n" for line in whole if json.loads(line)["step"] < step)
         self._opened = True
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.networks.causal_lm import CausalLM
+from modules.networks.products import Linear, is_plain
 from modules.optional import require
 
 _Model = TypeVar("_Model", bound=CausalLM)
@@ -31,7 +32,7 @@ def quantize(model: _Model, bits: Literal[4, 8] = 4) -> _Model:
     model.requires_grad_(False)
     for parent in list(model.blocks.modules()):
         for name, linear in list(parent.named_children()):
-            if type(linear) is nn.Linear:
+            if isinstance(linear, nn.Linear) and is_plain(linear):
                 setattr(parent, name, _quantized_linear(bnb, linear, bits))
     # peft asks the model which kind of linear layer it has to wrap
     setattr(model, f"is_loaded_in_{bits}bit", True)
@@ -187,7 +188,7 @@ def merge_lora(model: _Model) -> _Model:
     weights = merged_state_dict(model)
     for name, module in list(_adapted(model)):
         base = module.get_base_layer()
-        linear = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
+        linear = Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         linear.weight = nn.Parameter(weights[f"{name}.weight"])
         if base.bias is not None:
             linear.bias = nn.Parameter(base.bias.data)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from modules.networks.causal_lm import context_limit
+from modules.networks.products import add_product, product
 from modules.objectives.lm import CHUNK_ELEMENTS, token_log_probs
 
 # Responses of a prompt share a row as long as it stays this short: attention costs the square of a row's length.
@@ -198,7 +199,7 @@ class _LogProbsAndEntropy(torch.autograd.Function):
         logprobs, entropy = (torch.empty(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
-            logs = torch.log_softmax(torch.mm(hidden[rows].to(dtype), matrix.t()).to(wide), dim=1)
+            logs = torch.log_softmax(product(hidden[rows].to(dtype), matrix).to(wide), dim=1)
             logprobs[rows] = logs.gather(1, labels[rows, None]).squeeze(1)
             entropy[rows] = -(logs.exp() * logs).sum(dim=1)
         ctx.save_for_backward(hidden, weight, labels, entropy)
@@ -216,14 +217,14 @@ class _LogProbsAndEntropy(torch.autograd.Function):
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
             states = hidden[rows].to(dtype)
-            logs = torch.log_softmax(torch.mm(states, matrix.t()).to(entropy.dtype), dim=1)
+            logs = torch.log_softmax(product(states, matrix).to(entropy.dtype), dim=1)
             # d log p(label) / d logits = onehot - p;  d H / d logits = -p (log p + H)
             share = grad_logprobs[rows, None]
             factor = (logs + entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(share)
             grad = logs.exp_().mul_(factor).neg_().scatter_add_(1, labels[rows, None], share).to(dtype)
-            grad_hidden[rows] = (grad @ matrix).to(hidden.dtype)
+            grad_hidden[rows] = product(grad, matrix.t()).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight.add_(grad.t() @ states)
+                add_product(grad_weight, grad.t(), states)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 

@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from modules.networks.products import linear, prefers_onednn, product
+
 # Query rows handled at once by `causal_attention`: large enough for efficient products, small enough that a block of
 # scores [heads, rows, T] stays in cache and that little is computed above the diagonal.
 QUERY_BLOCK = 128
@@ -122,7 +124,7 @@ class _ParallelLinear(torch.autograd.Function):
         ctx.save_for_backward(flat, *cast)
         ctx.shape, ctx.dtype = x.shape, x.dtype
         ctx.weight_dtypes = [weight.dtype for weight in weights]
-        return tuple(torch.mm(flat, weight.t()).view(*x.shape[:-1], -1) for weight in cast)
+        return tuple(product(flat, weight).view(*x.shape[:-1], -1) for weight in cast)
 
     @staticmethod
     @once_differentiable
@@ -131,12 +133,13 @@ class _ParallelLinear(torch.autograd.Function):
         rows = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = rows[0] @ weights[0]
+            apart = rows[0].dtype == torch.float32 and prefers_onednn()  # it cannot add in the same call
+            grad_x = product(rows[0], weights[0].t())
             for grad, weight in zip(rows[1:], weights[1:], strict=True):
-                grad_x.addmm_(grad, weight)
+                grad_x = grad_x.add_(product(grad, weight.t())) if apart else grad_x.addmm_(grad, weight)
             grad_x = grad_x.view(ctx.shape).to(ctx.dtype)
         grad_weights = [
-            (grad.t() @ flat).to(dtype) if needed else None
+            product(grad.t(), flat.t()).to(dtype) if needed else None
             for grad, dtype, needed in zip(rows, ctx.weight_dtypes, ctx.needs_input_grad[2:], strict=True)
         ]
         return grad_x, None, *grad_weights
@@ -145,7 +148,7 @@ class _ParallelLinear(torch.autograd.Function):
 def parallel_linear(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
     """[x @ w.T for w in weights]; x [..., D], each w [out, D]. Autocast is honoured."""
     if not torch.is_grad_enabled():
-        return tuple(F.linear(x, weight) for weight in weights)
+        return tuple(linear(x, weight) for weight in weights)
     return _ParallelLinear.apply(x, compute_dtype(x), *weights)
 
 

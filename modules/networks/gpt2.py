@@ -1,6 +1,6 @@
 """GPT-2 decoder (Radford et al. 2019): learned positions, LayerNorm before each branch, tanh-approximated GELU.
 
-Parameters carry Hugging Face's names, but linear maps are ordinary `nn.Linear`s (weight [out, in]), so that adapters
+Parameters carry Hugging Face's names, but linear maps are `nn.Linear`s (weight [out, in]), so that adapters
 and quantisation act on them as on any other model; Hugging Face stores the transposed matrix (`Conv1D`), and
 `to_hf_weights`, `from_hf_weights` turn one into the other. There is no dropout.
 """
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from modules.networks.causal_lm import AttentionPlan, CausalLM, attend
 from modules.networks.kv_cache import KVCache
+from modules.networks.products import Linear
 
 _ALIASES = {  # transformers takes either name
     "hidden_size": "n_embd",
@@ -146,8 +147,8 @@ class GPT2Attention(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.heads, self.width = config.n_head, config.head_size
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, plan: AttentionPlan, cache: KVCache | None, layer: int) -> Tensor:
         batch, length, _ = x.shape
@@ -165,8 +166,8 @@ class GPT2MLP(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, config.intermediate_size)
-        self.c_proj = nn.Linear(config.intermediate_size, config.n_embd)
+        self.c_fc = Linear(config.n_embd, config.intermediate_size)
+        self.c_proj = Linear(config.intermediate_size, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
@@ -219,7 +220,7 @@ class GPT2(CausalLM):
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.transformer = GPT2Model(config)
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         self.tie_weights()
         self.reset_parameters()
 

@@ -20,24 +20,13 @@ from modules.networks import fused
 from modules.networks.causal_lm import AttentionPlan, CausalLM, attend, document_positions, use_fused
 from modules.networks.kv_cache import KVCache
 from modules.networks.llama_config import LlamaConfig, rope_frequencies
+from modules.networks.products import Linear, is_plain
 
 __all__ = ["KVCache", "Llama", "LlamaConfig", "document_positions"]
 
 
-def _plain(*linears: nn.Module) -> bool:
-    """True if these are ordinary bias-free Linears whose weights may be used directly: no adapter, no hook."""
-    return all(
-        type(linear) is nn.Linear
-        and linear.bias is None
-        and not (
-            linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
-        )
-        for linear in linears
-    )
-
-
 def _project(x: Tensor, *linears: nn.Module) -> tuple[Tensor, ...]:
-    if use_fused(x) and _plain(*linears):
+    if use_fused(x) and all(is_plain(linear) and linear.bias is None for linear in linears):
         return fused.parallel_linear(x, *(linear.weight for linear in linears))  # type: ignore[arg-type]
     return tuple(linear(x) for linear in linears)
 
@@ -69,10 +58,10 @@ class LlamaAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.width = config.num_attention_heads, config.kv_heads, config.head_size
         hidden, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(hidden, self.heads * self.width, bias=bias)
-        self.k_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
-        self.v_proj = nn.Linear(hidden, self.kv_heads * self.width, bias=bias)
-        self.o_proj = nn.Linear(self.heads * self.width, hidden, bias=config.attention_output_bias)
+        self.q_proj = Linear(hidden, self.heads * self.width, bias=bias)
+        self.k_proj = Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.v_proj = Linear(hidden, self.kv_heads * self.width, bias=bias)
+        self.o_proj = Linear(self.heads * self.width, hidden, bias=config.attention_output_bias)
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], plan: AttentionPlan, cache: KVCache | None, layer: int
@@ -104,9 +93,9 @@ class LlamaMLP(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
-        self.up_proj = nn.Linear(hidden, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+        self.gate_proj = Linear(hidden, inner, bias=bias)
+        self.up_proj = Linear(hidden, inner, bias=bias)
+        self.down_proj = Linear(inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = _project(x, self.gate_proj, self.up_proj)
@@ -164,7 +153,7 @@ class Llama(CausalLM):
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.model = LlamaModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
         self.reset_parameters()
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from modules.networks.products import add_product, product
+
 # Logits handled at once when no chunk_size is given: 4 Mi entries, 16 MiB of fp32, near a core's share of cache.
 CHUNK_ELEMENTS = 1 << 22
 
@@ -40,7 +42,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             rows, target = states[start:stop], labels[start:stop]
             valid = target != ignore_index
             index = torch.where(valid, target, 0).unsqueeze(1)
-            logits = torch.mm(rows, matrix.t()).to(wide)
+            logits = product(rows, matrix).to(wide)
             picked = logits.gather(1, index)
             # Softmax in place: these logits are not needed again.
             top = logits.amax(dim=1, keepdim=True)
@@ -54,12 +56,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits.mul_(row_share / total).scatter_add_(1, index, -row_share)
             grad = logits.to(dtype)
             if grad_hidden is not None:
-                torch.mm(grad, matrix, out=grad_hidden[start:stop])
+                grad_hidden[start:stop] = product(grad, matrix.t())
             if grad_weight is not None:
-                if dtype == wide:
-                    grad_weight.addmm_(grad.t(), rows)
-                else:
-                    grad_weight.add_(grad.t() @ rows)
+                add_product(grad_weight, grad.t(), rows)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(losses, count)
@@ -133,7 +132,7 @@ class _TokenLogProbs(torch.autograd.Function):
         normaliser = torch.empty_like(log_probs)
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
-            logits = torch.mm(hidden[rows].to(dtype), matrix.t()).to(wide).mul_(inverse_temperature)
+            logits = product(hidden[rows].to(dtype), matrix).to(wide).mul_(inverse_temperature)
             normaliser[rows] = logits.logsumexp(dim=1)
             log_probs[rows] = logits.gather(1, labels[rows].unsqueeze(1)).squeeze(1) - normaliser[rows]
         ctx.save_for_backward(hidden, weight, labels, normaliser)
@@ -152,14 +151,14 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
             states = hidden[rows].to(dtype)
-            logits = torch.mm(states, matrix.t()).to(normaliser.dtype).mul_(inverse_temperature)
+            logits = product(states, matrix).to(normaliser.dtype).mul_(inverse_temperature)
             share = (grad_log_probs[rows] * inverse_temperature).unsqueeze(1)
             # d log p(label) / d logits = onehot - softmax
             grad = logits.sub_(normaliser[rows].unsqueeze(1)).exp_().mul_(-share)
             grad = grad.scatter_add_(1, labels[rows].unsqueeze(1), share).to(dtype)
-            grad_hidden[rows] = grad @ matrix
+            grad_hidden[rows] = product(grad, matrix.t())
             if grad_weight is not None:
-                grad_weight.add_(grad.t() @ states)
+                add_product(grad_weight, grad.t(), states)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 

@@ -24,7 +24,7 @@ from modules.rlhf.rollout import (
 from modules.rlhf.settings import GenerationSpec
 
 _TEXTS, _TEXT_LENGTH = 8, 400
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class _Row(NamedTuple):
