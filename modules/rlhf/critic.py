@@ -59,11 +59,3 @@ class Critic(nn.Module):
             )
         assert policy_hidden is not None
         return self(policy_hidden).unflatten(0, tuple(rows["length"].shape))
-
-
-def explained_variance(values: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """``[streams]``: 1 - Var(target - value) / Var(target) over the tokens under ``mask`` ``[...]``; 0 if constant."""
-    value, target = values[mask].double(), targets[mask].double()
-    left = (target - value).var(0, correction=0)
-    whole = target.var(0, correction=0)
-    return torch.where(whole > 1e-12, 1.0 - left / whole.clamp_min(1e-12), 0.0)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from modules.objectives.lagrangian import reward_unit_multipliers
 from modules.objectives.ppo import approximate_kl
-from modules.rlhf.critic import explained_variance
 from modules.rlhf.multipliers import Multipliers
 from modules.rlhf.rollout import rollout_mask
 
@@ -53,16 +52,31 @@ def update_figures(parts: dict[str, Tensor], all_sum: Sum) -> dict[str, Tensor]:
 def stream_figures(
     rollout: TensorDict, parts: dict[str, Tensor], names: Sequence[str], all_sum: Sum
 ) -> dict[str, Tensor]:
-    """Deviation of each stream's advantages (this rank's), and with a critic each head's fit."""
-    mask = rollout_mask(rollout)
-    spread = rollout["advantage"][mask].double().std(0, correction=0)
-    found = {f"adv_std/{name}": value for name, value in zip(names, spread, strict=True)}
-    if "value_loss" in parts:
-        variance = explained_variance(rollout["values"], rollout["target"], mask)
+    """Over all ranks' tokens: deviation of each stream's advantages, and with a critic each head's fit.
+
+    A head's explained variance is ``1 - Var(target - value) / Var(target)``; 0 where the target is constant.
+    """
+    mask, count = rollout_mask(rollout), len(names)
+    with_critic = "value_loss" in parts
+    columns = rollout["advantage"]
+    if with_critic:
+        columns = torch.cat([columns, rollout["target"] - rollout["values"], rollout["target"]], -1)
+    variance = _variances(columns[mask].double(), all_sum)
+    found = {f"adv_std/{name}": value.sqrt() for name, value in zip(names, variance, strict=False)}
+    if with_critic:
+        left, whole = variance[count : 2 * count], variance[2 * count :]
+        explained = torch.where(whole > 1e-12, 1.0 - left / whole.clamp_min(1e-12), 0.0)
         error = all_sum(parts["value_loss"].double())
         for i, name in enumerate(names):
-            found |= {f"value/{name}_explained_variance": variance[i], f"value/{name}_loss": error[i]}
+            found |= {f"value/{name}_explained_variance": explained[i], f"value/{name}_loss": error[i]}
     return found
+
+
+def _variances(rows: Tensor, all_sum: Sum) -> Tensor:
+    """Variance of each column of ``[rows, columns]`` over all ranks, in two passes."""
+    total = all_sum(torch.cat([rows.sum(0), rows.new_tensor([len(rows)])]))
+    mean = total[:-1] / total[-1]
+    return all_sum((rows - mean).square().sum(0)) / total[-1]
 
 
 def reward_unit_figures(multipliers: Multipliers, shown: Mapping[str, float | Tensor]) -> dict[str, Tensor]:

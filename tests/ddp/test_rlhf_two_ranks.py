@@ -40,11 +40,10 @@ def _assert_equal_learning(one: Path, two: Path) -> None:
             torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
         else:
             assert_same(value, theirs[name], name)  # the search
-    left_out = ("_seen", "adv_std", "explained_variance", "train/")  # of rank 0's rows
     for row, other in zip(rows(one), rows(two), strict=True):
         for key in row:
-            if not any(part in key for part in left_out):
-                assert row[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5), key
+            if not key.endswith("_seen"):  # rank 0's count times the ranks
+                assert row[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5), key
 
 
 @pytest.mark.parametrize(
