@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any, cast
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 

@@ -338,8 +338,6 @@ class ConstrainedRLHF(LightningModule):
         log_ratio = torch.where(mask, log_ratio, 0.0)
         surrogate = torch.where(mask, clipped_surrogate(log_ratio, advantage, ppo.clip), 0.0).sum() / tokens
         loss, parts = surrogate, {"policy_loss": surrogate.detach()}
-        if self._iteration < self.critic_spec.warmup:
-            loss = loss * 0.0  # the graph stays whole for DDP; only the critic learns
         if ppo.entropy_weight > 0:
             spread = torch.where(mask, states.entropy.view_as(advantage), 0.0).sum() / tokens
             loss, parts["entropy"] = loss - ppo.entropy_weight * spread, spread.detach()
@@ -378,6 +376,8 @@ class ConstrainedRLHF(LightningModule):
                 found = self.losses(part, part["mixed"], tokens)
                 self.manual_backward(found.pop("loss") * self._world)  # DDP averages; these are shares of a sum
                 parts = {key: parts[key] + value if parts else value for key, value in found.items()}
+            if self._iteration < self.critic_spec.warmup:
+                self.network.zero_grad()  # the optimiser passes over what has no gradient: no value loss, no decay
             norm = nn.utils.clip_grad_norm_(parameters, self.ppo.max_grad_norm, foreach=True)
             if not math.isfinite(float(norm)):
                 raise NonFiniteError(

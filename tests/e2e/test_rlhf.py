@@ -130,6 +130,8 @@ def test_a_run_shows_texts_and_exports_a_model(cli, text, tmp_path):
     export = "--trainer.callbacks+={class_path: callbacks.export.ExportModel}"
     assert cli(*text, "--experiment=shown", export) == 0
     folder = tmp_path / "runs" / "shown" / "run-001"
+    train = [row for row in rows(folder) if "kl/sequence" in row]
+    assert [abs(row["kl/sequence"]) < 1e-5 for row in train] == [True, True, *[False] * 4]  # critic.warmup is 1
     shown = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {row["step"] for row in shown} == {0, 3, 6}
     assert all({"prompt", "response", "reference", "scores"} <= row.keys() for row in shown)

@@ -51,7 +51,7 @@ def refused(cli, capfd, support_configs):
         ({"ppo": PPOSpec(clip=0.0)}, ["ppo.clip must be > 0"]),
         ({"lr": 0.0}, ["lr must be > 0"]),
         ({"tuning": "lora", "lora": LoraSpec(dropout=0.1)}, ["lora.dropout must be 0"]),
-        ({"generation": GenerationSpec(max_new=10, min_new=11)}, ["generation.min_new must be in [0, max_new], got 11"]),
+        ({"generation": GenerationSpec(max_new=10, min_new=11)}, ["generation.min_new must be in [0, max_new]"]),
         ({"thresholds_file": "nowhere.json", "constraints": {}}, ["thresholds_file nowhere.json does not exist"]),
     ],
 )  # fmt: skip
