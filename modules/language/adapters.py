@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,10 @@ def quantize(model: _Model, bits: Literal[4, 8] = 4) -> _Model:
 def _bitsandbytes() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # bitsandbytes' own use of torch.jit
-        return require("bitsandbytes", extra="llemma")
+        found = require("bitsandbytes", extra="llemma")
+    # one line at every product of every 8-bit layer otherwise
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return found
 
 
 def _quantized_linear(bnb: Any, linear: nn.Linear, bits: int) -> nn.Module:
@@ -65,9 +69,15 @@ def _quantized_linear(bnb: Any, linear: nn.Linear, bits: int) -> nn.Module:
 
 
 def _linear4bit(bnb: Any) -> type[nn.Module]:
-    """bitsandbytes' Linear4bit with a state dict that loads again (the original saves what it refuses to read)."""
+    """bitsandbytes' Linear4bit with a state dict that loads again (the original saves what it refuses to read), and one
+    form of its weights in training and evaluation."""
 
     class Linear4bit(bnb.nn.Linear4bit):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            # In evaluation mode on some CPUs it would repack its weights, a form without gradient that loses bits.
+            self.support_avx512bf16_for_cpu = False
+
         def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
             statistics = {key[len(prefix) :]: state[key] for key in list(state) if key.startswith(f"{prefix}weight.")}
             if statistics:

@@ -11,7 +11,7 @@ import torch
 from population_runs import assert_same, checkpoint, rows
 from torch import Tensor
 
-pytestmark = pytest.mark.ddp
+pytestmark = [pytest.mark.ddp, pytest.mark.timeout(600)]  # three launches of two ranks
 
 
 def _check(done: subprocess.CompletedProcess) -> None:

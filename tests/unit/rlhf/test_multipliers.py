@@ -259,9 +259,7 @@ def test_relative_violations_move_multipliers_of_unlike_scales_alike():
     moved = Multipliers(["small", "large"], ["ge", "ge"], [0.1, 10.0], lr=0.1, momentum=0.0, clip=None, relative=True)
     moved.update(torch.tensor([0.05, 5.0], dtype=torch.float64))
     torch.testing.assert_close(moved.raw[0], moved.raw[1])
-    assert moved.raw[0] == pytest.approx(
-        0.1 * 0.25 * 0.5
-    )  # lr, slope of the sigmoid at 0, half of it missing
+    assert moved.raw[0] == pytest.approx(0.1 * 0.25 * 0.5)  # lr, slope of the sigmoid at 0, half of it missing
     plain = Multipliers(["small", "large"], ["ge", "ge"], [0.1, 10.0], lr=0.1, momentum=0.0, clip=None)
     plain.update(torch.tensor([0.05, 5.0], dtype=torch.float64))
     assert plain.raw[1] == pytest.approx(100 * float(plain.raw[0]))
