@@ -1,4 +1,4 @@
-"""Two ranks of 16 responses equal one of 32: advantages, rewards, multipliers and policy; and they resume bitwise."""
+"""Two ranks equal one with as many responses: advantages, rewards, multipliers, policy; and they resume bitwise."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _assert_equal_learning(one: Path, two: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "flags"),
     [
-        ("rlhf_gold", []),
+        ("rlhf_gold", ["--data.init_args.batch_size=64"]),
         ("rlhf_text", ["--data.init_args.batch_size=32", "--model.init_args.ppo.normalise=stream",
                        "--model.init_args.variant=nm_ppo", "--model.init_args.nelder_mead.patience=1"]),
     ],
