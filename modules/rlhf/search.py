@@ -34,6 +34,7 @@ class ThresholdSearch(nn.Module):
             tolerance=spec.std_tolerance,
             contraction=spec.contraction,
             bounds=[(min(pair), max(pair)) for pair in ranges],
+            cache_tolerance=spec.cache_tolerance,
             cache_ttl=spec.cache_ttl,
         )
         self.waited = 0

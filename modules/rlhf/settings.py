@@ -157,6 +157,8 @@ class NelderMeadSpec:
         patience: validations after which a vertex is scored whether reached or not.
         std_tolerance: the search ends when the simplex' scores deviate less.
         contraction: ``scipy`` (outside and inside) or ``inside`` (the paper's code).
+        cache_tolerance: difference per threshold up to which a cached score counts (the paper's code: 5e-3); take less
+            where the range from ``init`` to ``max`` is not many times as wide.
         cache_ttl: evaluations after which a cached score is stale; ``null``: never (the paper).
     """
 
@@ -165,6 +167,7 @@ class NelderMeadSpec:
     patience: int = 10
     std_tolerance: float = 0.01
     contraction: Literal["scipy", "inside"] = "scipy"
+    cache_tolerance: float = 5e-3
     cache_ttl: int | None = None
 
 
