@@ -11,8 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.metrics_file import read_rows_text
-from modules.files import atomic_write
+from modules.files import atomic_write, whole_lines
 
 
 class JsonlLogger(Logger):
@@ -64,7 +63,7 @@ class JsonlLogger(Logger):
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            kept = [line for line in read_rows_text(self.path) if self._keeps(json.loads(line))]
+            kept = [line for line in whole_lines(self.path) if self._keeps(json.loads(line))]
             with atomic_write(self.path, "w") as stream:
                 stream.writelines(line + "\n" for line in kept)
         self._opened = True

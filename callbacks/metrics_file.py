@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from pathlib import Path
 
 import numpy as np
 
-
-def read_rows_text(path: Path) -> list[str]:
-    """Whole lines of a metrics file; a last line cut by a kill is left out."""
-    text = path.read_text(encoding="utf-8")
-    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
+from modules.files import read_json_rows
 
 
 def read_metric(run_folder: str | Path, metric: str, x: str = "step", keep_nan: bool = False) -> np.ndarray:
@@ -33,13 +28,7 @@ def read_metric(run_folder: str | Path, metric: str, x: str = "step", keep_nan: 
         raise FileNotFoundError(f"read_metric: {path} does not exist: name run folders that hold a metrics.jsonl")
     points: dict[float, float] = {}
     keys: set[str] = set()
-    for number, line in enumerate(read_rows_text(path), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"read_metric: {path}: line {number} must be a JSON object, got {line[:60]!r}")
+    for row in read_json_rows(path, "read_metric"):
         keys.update(row)
         if row.get(metric) is not None and row.get(x) is not None and (keep_nan or row[metric] == row[metric]):
             points[float(row[x])] = float(row[metric])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import glob
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
+
+from modules.files import read_json_rows
 
 
 class RunPointsDataModule(LightningDataModule):
@@ -94,17 +95,9 @@ def _points(path: Path, metrics: Sequence[str]) -> list[list[float]]:
     Raises:
         ValueError: a line that is not a JSON object, or no row with all metrics; names the file.
     """
-    text = path.read_text(encoding="utf-8")
     points: dict[float, list[float]] = {}
     keys: set[str] = set()
-    whole = text[: text.rfind("\n") + 1]  # a last line cut by a kill is left out
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ValueError(f"RunPointsDataModule: {path}: line {number} must be a JSON object, got {line[:60]!r}")
+    for row in read_json_rows(path, "RunPointsDataModule"):
         keys.update(row)
         values = [row.get(name) for name in metrics]
         if all(isinstance(value, int | float) and math.isfinite(value) for value in values):

@@ -129,6 +129,30 @@ def read_json_object(path: Path, owner: str) -> dict[str, Any]:
     return content
 
 
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a file that is appended to, the empty ones and a last line cut by a kill left out."""
+    text = path.read_text(encoding="utf-8")
+    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
+
+
+def read_json_rows(path: Path, owner: str) -> list[dict[str, Any]]:
+    """The JSON objects in a file of one a line, as ``metrics.jsonl`` is (:func:`whole_lines`).
+
+    Raises:
+        ValueError: a line that is none; the message begins with ``owner`` and names file and line.
+    """
+    rows = []
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{owner}: {path}: line {number} must be a JSON object, got {line[:60]!r}")
+        rows.append(row)
+    return rows
+
+
 def canonical_digest(value: Any) -> str:
     """sha256 of the canonical (sorted, compact) JSON of ``value``."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
