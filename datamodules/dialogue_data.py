@@ -28,6 +28,8 @@ from datamodules.text.loader import (
     align_batch_progress,
     check_epoch_length,
     micro_batch_size,
+    position_state,
+    restore_position,
     training_steps,
 )
 from datamodules.text.permutation import Permutation, derive_keys
@@ -39,7 +41,6 @@ from modules.files import canonical_digest
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
-_COMPARED = ("task", "seed", "tokenizer_hash", "data", "max_prompt_tokens", "max_response_tokens")
 
 
 class DialogueDataModule(LightningDataModule):
@@ -373,15 +374,7 @@ class DialogueDataModule(LightningDataModule):
         """Exact position: the trainer's completed optimiser steps and the samples they took, in plain values."""
         if not self._samples:
             return {}
-        trainer = self.trainer
-        step = trainer.global_step if trainer is not None else self._position.step
-        blend = self._position.at(max(step, self._position.step))
-        return {
-            **self._identity(),
-            "step": self._position.step,
-            "consumed_samples": blend.index,
-            "accumulate_grad_batches": trainer.accumulate_grad_batches if trainer is not None else 1,
-        }
+        return position_state(self._position, self.trainer, self._identity())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -391,16 +384,7 @@ class DialogueDataModule(LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return  # validation and test read held-out samples only
-        now = self._identity()
-        for field in _COMPARED:
-            if state_dict.get(field) != now[field]:
-                raise ValueError(
-                    f"checkpoint was trained on other data: {field} was {state_dict.get(field)}, is {now[field]}; "
-                    "restore the data, or start anew from the checkpoint's weights"
-                )
-        consumed = state_dict["consumed_samples"]
-        self._position.restore(state_dict["step"], consumed, [consumed], [0])
-        self._accumulated = state_dict["accumulate_grad_batches"]
+        self._accumulated = restore_position(self._position, state_dict, self._identity(), "trained")
 
 
 def _names(splits: str | Sequence[str]) -> list[str]:

@@ -19,13 +19,13 @@ from datamodules.text.loader import (
     align_batch_progress,
     check_epoch_length,
     micro_batch_size,
+    position_state,
+    restore_position,
     training_steps,
 )
 from datamodules.text.sft import SFTRows, SFTSource, prepare_sft, sft_folder
 from datamodules.text.specs import as_spec
 from datamodules.text.tokenizer import TextTokenizer
-
-_COMPARED = ("seed", "seq_len", "packing", "overlong", "holdout_fraction", "tokenizer_hash", "data")
 
 
 class _SFTBatches(Dataset):
@@ -294,15 +294,7 @@ class SFTDataModule(LightningDataModule):
         """Exact position: the trainer's completed optimiser steps and the rows they took, in plain values."""
         if self._rows is None:
             return {}
-        trainer = self.trainer
-        step = trainer.global_step if trainer is not None else self._position.step
-        blend = self._position.at(max(step, self._position.step))
-        return {
-            **self._identity(),
-            "step": self._position.step,
-            "consumed_samples": blend.index,
-            "accumulate_grad_batches": trainer.accumulate_grad_batches if trainer is not None else 1,
-        }
+        return position_state(self._position, self.trainer, self._identity())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -312,13 +304,4 @@ class SFTDataModule(LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return  # validation reads held-out rows only
-        now = self._identity()
-        for field in _COMPARED:
-            if state_dict.get(field) != now[field]:
-                raise ValueError(
-                    f"checkpoint was finetuned on other data: {field} was {state_dict.get(field)}, is {now[field]}; "
-                    f"restore the data, or start anew from the checkpoint's weights"
-                )
-        consumed = state_dict["consumed_samples"]
-        self._position.restore(state_dict["step"], consumed, [consumed], [0])
-        self._accumulated = state_dict["accumulate_grad_batches"]
+        self._accumulated = restore_position(self._position, state_dict, self._identity(), "finetuned")

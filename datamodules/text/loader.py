@@ -6,7 +6,7 @@ a ``DataLoader`` under DDP (``use_distributed_sampler`` is on by default), which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -229,6 +229,40 @@ class HeldOutLoader:
         for batch in range(len(self)):
             # A number past the end reads as an empty window.
             yield np.where(local < self._batch_size, batch * self._batch_size + local, count)
+
+
+def position_state(position: StreamPosition, trainer: Any, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of one stream of samples: ``identity``, completed optimiser steps, and samples taken."""
+    step = trainer.global_step if trainer is not None else position.step
+    blend = position.at(max(step, position.step))
+    return {
+        **identity,
+        "step": position.step,
+        "consumed_samples": blend.index,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches if trainer is not None else 1,
+    }
+
+
+def restore_position(
+    position: StreamPosition, state: Mapping[str, Any], identity: Mapping[str, Any], trained: str
+) -> int:
+    """Put ``position`` where :func:`position_state` found it; the micro-batches a step then had.
+
+    Args:
+        identity: of the data now; every field must be the saved one. trained: what was done on them, for the message.
+
+    Raises:
+        ValueError: the data differ, naming the first field that does.
+    """
+    for field, now in identity.items():
+        if state.get(field) != now:
+            raise ValueError(
+                f"checkpoint was {trained} on other data: {field} was {state.get(field)}, is {now}; restore the data, "
+                "or start anew from the checkpoint's weights"
+            )
+    consumed = state["consumed_samples"]
+    position.restore(state["step"], consumed, [consumed], [0])
+    return state["accumulate_grad_batches"]
 
 
 def training_steps(trainer: Any, owner: str) -> int:
