@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from modules.networks.causal_lm import context_limit
-from modules.networks.products import add_product, product
-from modules.objectives.lm import CHUNK_ELEMENTS, token_log_probs
+from modules.objectives.lm import token_log_probs, token_log_probs_and_entropy
 
 # Responses of a prompt share a row as long as it stays this short: attention costs the square of a row's length.
 _TREE_LENGTH = 1024
@@ -188,62 +186,3 @@ def _tree(model: Any, prompt_ids: Tensor, prompt_length: Tensor, tokens: Tensor,
     last = hidden.gather(1, (prompt_length - 1)[:, None, None].expand(-1, -1, size))
     first = last[:, None].expand(-1, samples, -1, -1)
     return torch.cat((first, hidden[:, width:].view(prompts, samples, own, size)), dim=2).flatten(0, 1)
-
-
-class _LogProbsAndEntropy(torch.autograd.Function):
-    """Chunked, as `modules.objectives.lm.token_log_probs`; the backward pass recomputes each chunk's logits."""
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, dtype: torch.dtype):
-        matrix, wide = weight.to(dtype), torch.float64 if dtype == torch.float64 else torch.float32
-        logprobs, entropy = (torch.empty(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
-        for start in range(0, len(labels), chunk):
-            rows = slice(start, start + chunk)
-            logs = torch.log_softmax(product(hidden[rows].to(dtype), matrix).to(wide), dim=1)
-            logprobs[rows] = logs.gather(1, labels[rows, None]).squeeze(1)
-            entropy[rows] = -(logs.exp() * logs).sum(dim=1)
-        ctx.save_for_backward(hidden, weight, labels, entropy)
-        ctx.options = chunk, dtype
-        return logprobs, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_logprobs: Tensor, grad_entropy: Tensor):
-        hidden, weight, labels, entropy = ctx.saved_tensors
-        chunk, dtype = ctx.options
-        matrix = weight.to(dtype)
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=entropy.dtype) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(labels), chunk):
-            rows = slice(start, start + chunk)
-            states = hidden[rows].to(dtype)
-            logs = torch.log_softmax(product(states, matrix).to(entropy.dtype), dim=1)
-            # d log p(label) / d logits = onehot - p;  d H / d logits = -p (log p + H)
-            share = grad_logprobs[rows, None]
-            factor = (logs + entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(share)
-            grad = logs.exp_().mul_(factor).neg_().scatter_add_(1, labels[rows, None], share).to(dtype)
-            grad_hidden[rows] = product(grad, matrix.t()).to(hidden.dtype)
-            if grad_weight is not None:
-                add_product(grad_weight, grad.t(), states)
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
-
-
-def token_log_probs_and_entropy(
-    hidden: Tensor, lm_head_weight: Tensor, labels: Tensor, chunk_size: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """log p(label) and the entropy -sum p log p of each token's softmax, differentiable once; no more than `chunk_size`
-    rows of logits at a time.
-
-    Args: hidden [N, D]; lm_head_weight [V, D]; labels int64 [N]. Returns: fp32 [N], fp32 [N].
-    Raises: ValueError for chunk_size < 1.
-    """
-    chunk = max(1, CHUNK_ELEMENTS // len(lm_head_weight)) if chunk_size is None else chunk_size
-    if chunk < 1:
-        raise ValueError(f"token_log_probs_and_entropy: chunk_size must be >= 1, got {chunk}")
-    device, dtype = hidden.device.type, hidden.dtype
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        return _LogProbsAndEntropy.apply(
-            hidden, lm_head_weight, labels, chunk, torch.float32 if dtype == torch.float16 else dtype
-        )

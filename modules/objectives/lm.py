@@ -187,6 +187,58 @@ def token_log_probs(
     return flat.view(labels.shape)
 
 
+class _LogProbsAndEntropy(torch.autograd.Function):
+    """As `_TokenLogProbs`, with the entropy of each token's softmax."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int, dtype: torch.dtype):
+        matrix, wide = weight.to(dtype), torch.float64 if dtype == torch.float64 else torch.float32
+        logprobs, entropy = (torch.empty(len(labels), dtype=wide, device=hidden.device) for _ in range(2))
+        for start in range(0, len(labels), chunk):
+            rows = slice(start, start + chunk)
+            logs = torch.log_softmax(product(hidden[rows].to(dtype), matrix).to(wide), dim=1)
+            logprobs[rows] = logs.gather(1, labels[rows, None]).squeeze(1)
+            entropy[rows] = -(logs.exp() * logs).sum(dim=1)
+        ctx.save_for_backward(hidden, weight, labels, entropy)
+        ctx.options = chunk, dtype
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logprobs: Tensor, grad_entropy: Tensor):
+        hidden, weight, labels, entropy = ctx.saved_tensors
+        chunk, dtype = ctx.options
+        matrix = weight.to(dtype)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=entropy.dtype) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(labels), chunk):
+            rows = slice(start, start + chunk)
+            states = hidden[rows].to(dtype)
+            logs = torch.log_softmax(product(states, matrix).to(entropy.dtype), dim=1)
+            # d log p(label) / d logits = onehot - p;  d H / d logits = -p (log p + H)
+            share = grad_logprobs[rows, None]
+            factor = (logs + entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(share)
+            grad = logs.exp_().mul_(factor).neg_().scatter_add_(1, labels[rows, None], share).to(dtype)
+            grad_hidden[rows] = product(grad, matrix.t()).to(hidden.dtype)
+            if grad_weight is not None:
+                add_product(grad_weight, grad.t(), states)
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+def token_log_probs_and_entropy(
+    hidden: Tensor, lm_head_weight: Tensor, labels: Tensor, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """log p(label) and the entropy -sum p log p of each token's softmax, differentiable once; no more than `chunk_size`
+    rows of logits at a time.
+
+    Args: hidden [N, D]; lm_head_weight [V, D]; labels int64 [N]. Returns: fp32 [N], fp32 [N].
+    Raises: ValueError for shapes that do not fit, chunk_size < 1.
+    """
+    chunk_size, dtype = _prepare("token_log_probs_and_entropy", hidden, lm_head_weight, labels, chunk_size)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _LogProbsAndEntropy.apply(hidden, lm_head_weight, labels, chunk_size, dtype)
+
+
 def _prepare(
     caller: str, hidden: Tensor, weight: Tensor, labels: Tensor, chunk_size: int | None
 ) -> tuple[int, torch.dtype]:
