@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from modules.language.responses import response_hidden
+from modules.rlhf.rollout import response_rows
 
 
 class Critic(nn.Module):
@@ -49,12 +50,6 @@ class Critic(nn.Module):
             rows: a rollout ``[P]``. policy_hidden: ``[P * S, R, D]``; read without a trunk only.
         """
         if self.trunk is not None:
-            policy_hidden = response_hidden(
-                self.trunk,
-                rows["prompt_ids"],
-                rows["prompt_length"],
-                rows["tokens"].flatten(0, 1),
-                rows["length"].flatten(),
-            )
+            policy_hidden = response_hidden(self.trunk, *response_rows(rows))
         assert policy_hidden is not None
         return self(policy_hidden).unflatten(0, tuple(rows["length"].shape))

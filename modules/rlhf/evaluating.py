@@ -64,14 +64,16 @@ class ResponseEvaluator:
     def add(
         self,
         network: Any,
-        reference: Any,
-        disabled: AbstractContextManager,
+        reference: AbstractContextManager[Any],
         batch: TensorDict,
         base_seed: int,
         samples: Sequence[PromptSample],
         tokenizer: Any,
     ) -> None:
-        """Respond to a batch and score the responses; rows of index -1 are left out."""
+        """Respond to a batch and score the responses; rows of index -1 are left out.
+
+        ``reference`` opens the start model.
+        """
         self._samples, self._tokenizer = samples, tokenizer
         batch = cast(TensorDict, batch[batch["index"] >= 0])
         if not len(batch):
@@ -81,7 +83,8 @@ class ResponseEvaluator:
         rollout = respond(network, batch, seeds, self.generation, tokenizer.eod_id, 1)
         responses = response_batch(rollout, samples, tokenizer)
         score_rollout(rollout, self.rewards, responses)
-        reference_log_probabilities(rollout, reference, disabled, None)
+        with reference as start:
+            reference_log_probabilities(rollout, start, None)
         log_ratio = rollout["log_probability"] - rollout["reference_log_probability"]
         divergence = torch.where(rollout_mask(rollout), log_ratio, 0.0).double().sum((1, 2)).tolist()
         scores = rollout["scores"].squeeze(1).tolist()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -37,6 +37,7 @@ from modules.rlhf.rollout import (
     reference_log_probabilities,
     respond,
     response_batch,
+    response_rows,
     response_seeds,
     rollout_mask,
     score_rollout,
@@ -104,10 +105,10 @@ class ConstrainedRLHF(LightningModule):
         weights: dict[str, float] | None = None,
         maximise: str | None = None,
         evaluation: Evaluation | None = None,
-        advantage: Literal["gae", "group", "batch"] = "gae",
+        advantage: Baseline = "gae",
         group_size: int = 1,
         leave_one_out: bool = True,
-        tuning: Literal["full", "lora", "qlora", "int8"] = "full",
+        tuning: Tuning = "full",
         lora: LoraSpec | None = None,
         critic: CriticSpec | None = None,
         multiplier: MultiplierSpec | None = None,
@@ -157,6 +158,7 @@ class ConstrainedRLHF(LightningModule):
         self.reference: Any = None
         self.critic: Critic | None = None
         self._evaluator = ResponseEvaluator(self.reward_functions, self.evaluation, self.generation)
+        self._reward_digests: dict[str, str] = {}
         self._tokens_of_batch = 0
         self._iteration = 0  # of the step under way; Lightning's count moves within it
 
@@ -222,8 +224,19 @@ class ConstrainedRLHF(LightningModule):
         tokenizer = self.data.tokenizer
         for reward in self.reward_functions.values():
             reward.setup(tokenizer, self.device)
+        # taken once: reward models are whole folders to hash, and every checkpoint names them
+        self._reward_digests = {name: one.digest() for name, one in self.reward_functions.items()}
         if self.evaluation is not None:
             self.evaluation.setup(tokenizer, self.device)
+
+    @contextmanager
+    def _reference_policy(self) -> Iterator[Any]:
+        """The start model: a frozen copy, or the policy with its adapters off as long as the context lasts."""
+        if self.reference is not None:
+            yield self.reference
+            return
+        with adapters_disabled(self.network):
+            yield self.network
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         options = dict(self.optimizer_options)
@@ -260,8 +273,8 @@ class ConstrainedRLHF(LightningModule):
         rollout = respond(self.network, batch, seeds, self.generation, data.tokenizer.eod_id, self.group_size)
         score_rollout(rollout, self.reward_functions, response_batch(rollout, data.samples("train"), data.tokenizer))
         micro = self.ppo.micro_batch
-        off = adapters_disabled(self.network) if self.reference is None else nullcontext()
-        reference_log_probabilities(rollout, self.reference if self.reference is not None else self.network, off, micro)
+        with self._reference_policy() as reference:
+            reference_log_probabilities(rollout, reference, micro)
         if self.critic is not None:
             values = []
             for part in groups(rollout, micro):
@@ -271,10 +284,7 @@ class ConstrainedRLHF(LightningModule):
         return rollout
 
     def _states(self, rows: TensorDict, entropy: bool = False) -> Any:
-        return response_states(
-            self.network, rows["prompt_ids"], rows["prompt_length"], rows["tokens"].flatten(0, 1),
-            rows["length"].flatten(), with_entropy=entropy,
-        )  # fmt: skip
+        return response_states(self.network, *response_rows(rows), with_entropy=entropy)
 
     @torch.no_grad()
     def prepare_rollout(self, rollout: TensorDict) -> TensorDict:
@@ -367,6 +377,8 @@ class ConstrainedRLHF(LightningModule):
         parameters = [p for group in inner.param_groups for p in group["params"]]
         parts: dict[str, Tensor] = {}
         minibatches = list(self._minibatches(rollout))
+        parted, warming_up = len(minibatches) > self.ppo.epochs, self._iteration < self.critic_spec.warmup
+        multipliers, constrained = None if warming_up else self.multipliers, list(self.problem.constrained)
         for number, rows in enumerate(minibatches):
             tokens = self._sum(rollout_mask(rows).sum().double()).float()
             rows["mixed"] = self.mixed_advantage(rows)
@@ -376,7 +388,7 @@ class ConstrainedRLHF(LightningModule):
                 found = self.losses(part, part["mixed"], tokens)
                 self.manual_backward(found.pop("loss") * self._world)  # DDP averages; these are shares of a sum
                 parts = {key: parts[key] + value if parts else value for key, value in found.items()}
-            if self._iteration < self.critic_spec.warmup:
+            if warming_up:
                 self.network.zero_grad()  # the optimiser passes over what has no gradient: no value loss, no decay
             norm = nn.utils.clip_grad_norm_(parameters, self.ppo.max_grad_norm, foreach=True)
             if not math.isfinite(float(norm)):
@@ -386,16 +398,12 @@ class ConstrainedRLHF(LightningModule):
                 )
             # Lightning counts the last one: its steps are iterations
             inner.step() if number < len(minibatches) - 1 else optimizer.step()
-            if self.multiplier_spec.update == "per_minibatch" and not self._rests:
-                self._update_multipliers(self._returns(rows) if len(minibatches) > self.ppo.epochs else returns)
-        if self.multiplier_spec.update == "per_iteration" and not self._rests:
-            self._update_multipliers(returns)
+            if multipliers is not None and self.multiplier_spec.update == "per_minibatch":
+                multipliers.update((self._returns(rows) if parted else returns)[constrained])
+        if multipliers is not None and self.multiplier_spec.update == "per_iteration":
+            multipliers.update(returns[constrained])
         self._finish(rollout, returns, parts)
         return parts["policy_loss"]
-
-    @property
-    def _rests(self) -> bool:
-        return self.multipliers is None or self._iteration < self.critic_spec.warmup
 
     def _returns(self, rows: TensorDict) -> Tensor:
         """Undiscounted episode returns of the components, float64 ``[N]``, mean over all ranks (paper, section 4)."""
@@ -404,10 +412,6 @@ class ConstrainedRLHF(LightningModule):
         weights = length.flatten().double() if state else torch.ones_like(scores[:, 0])
         sums = self._sum(torch.cat([weights @ scores, weights.sum().unsqueeze(0)]))
         return sums[:-1] / sums[-1]
-
-    def _update_multipliers(self, returns: Tensor) -> None:
-        assert self.multipliers is not None
-        self.multipliers.update(returns[list(self.problem.constrained)])
 
     def _finish(self, rollout: TensorDict, returns: Tensor, parts: dict[str, Tensor]) -> None:
         """KL controller, and the iteration's figures."""
@@ -436,10 +440,8 @@ class ConstrainedRLHF(LightningModule):
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
     def _evaluate(self, batch: TensorDict, split: str) -> None:
-        off = adapters_disabled(self.network) if self.reference is None else nullcontext()
-        reference = self.reference if self.reference is not None else self.network
-        base = stream_seed(global_seed(), _EVALUATION)
-        self._evaluator.add(self.network, reference, off, batch, base, self.data.samples(split), self.data.tokenizer)
+        base, data = stream_seed(global_seed(), _EVALUATION), self.data
+        self._evaluator.add(self.network, self._reference_policy(), batch, base, data.samples(split), data.tokenizer)
 
     def validation_step(self, batch: TensorDict, batch_idx: int) -> None:
         self._evaluate(batch, "val")
@@ -481,16 +483,16 @@ class ConstrainedRLHF(LightningModule):
 
     def digest(self) -> Mapping[str, str]:
         total = sum((parameter.detach().double().sum() for parameter in self.parameters()), torch.zeros(()))
-        scores = {f"rewards.{name}": one.digest() for name, one in self.reward_functions.items()}
+        scores = {f"rewards.{name}": value for name, value in self._reward_digests.items()}
         return {"weights": f"{float(total):.17g}", "problem": str(self.problem), **scores}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["reward_digests"] = {name: one.digest() for name, one in self.reward_functions.items()}
+        checkpoint["reward_digests"] = dict(self._reward_digests)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("reward_digests", {})
-        for name, one in self.reward_functions.items():
-            if name in saved and saved[name] != one.digest():
+        for name, value in self._reward_digests.items():
+            if name in saved and saved[name] != value:
                 raise ValueError(
                     f"ConstrainedRLHF: rewards.{name} is not the one this checkpoint was trained with (its weights or "
                     "word lists differ); restore them, or start anew from the checkpoint's exported model"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any, cast, overload
 
 import numpy as np
@@ -172,21 +171,18 @@ def score_rollout(rollout: TensorDict, rewards: Mapping[str, Reward], batch: Res
 
 
 @torch.no_grad()
-def reference_log_probabilities(
-    rollout: TensorDict, reference: Any, disabled: AbstractContextManager, micro_batch: int | None
-) -> None:
-    """Add ``reference_log_probability`` ``[P, S, R]``, under ``reference`` inside the context ``disabled``."""
-    with disabled:
-        parts = [
-            response_states(
-                reference, part["prompt_ids"], part["prompt_length"], part["tokens"].flatten(0, 1),
-                part["length"].flatten(),
-            ).logprobs
-            for part in groups(rollout, micro_batch)
-        ]  # fmt: skip
+def reference_log_probabilities(rollout: TensorDict, reference: Any, micro_batch: int | None) -> None:
+    """Add ``reference_log_probability`` ``[P, S, R]``, under ``reference``, ``micro_batch`` responses at a time."""
+    parts = [response_states(reference, *response_rows(part)).logprobs for part in groups(rollout, micro_batch)]
     shape = rollout["tokens"].shape
     rollout["reference_log_probability"] = torch.cat(parts).view(shape)
     check_finite(rollout, "reference_log_probability", "the reference's")
+
+
+def response_rows(rollout: TensorDict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ``response_states`` takes: prompts and their lengths ``[P]``, responses and theirs ``[P * S]``."""
+    tokens, length = cast(Tensor, rollout["tokens"]), cast(Tensor, rollout["length"])
+    return rollout["prompt_ids"], rollout["prompt_length"], tokens.flatten(0, 1), length.flatten()
 
 
 def groups(rollout: TensorDict, responses: int | None) -> list[TensorDict]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["ge", "le", "eq"]
+from modules.objectives.lagrangian import Kind, Parameterisation
+
 Variant = Literal[
     "ppo", "ppo_sat", "mu_ppo", "xi_ppo", "all_ppo", "fixed_lambda", "single_constraint", "nm_ppo", "ppo_lag"
 ]
@@ -70,7 +71,7 @@ class MultiplierSpec:
         window: updates over which returns are averaged (Safe RLHF: 128 episodes).
     """
 
-    parameterisation: Literal["bounded", "projected", "softplus", "exp", "free"] = "bounded"
+    parameterisation: Parameterisation = "bounded"
     lr: float = 0.1
     momentum: float = 0.1
     clip: float | None = 0.5
