@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from datamodules.marl_data import MARLDataModule, MARLRolloutDataModule
     from datamodules.math_data import MathTaskDataModule
     from datamodules.preference_data import PreferenceDataModule
+    from datamodules.routing_data import RoutingDataModule
     from datamodules.sft_data import SFTDataModule
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MARLRolloutDataModule",
     "MathTaskDataModule",
     "PreferenceDataModule",
+    "RoutingDataModule",
     "SFTDataModule",
 ]
 
@@ -36,6 +38,7 @@ _HOMES = {
     "MARLRolloutDataModule": "datamodules.marl_data",
     "MathTaskDataModule": "datamodules.math_data",
     "PreferenceDataModule": "datamodules.preference_data",
+    "RoutingDataModule": "datamodules.routing_data",
     "SFTDataModule": "datamodules.sft_data",
 }
 

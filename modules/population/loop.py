@@ -246,11 +246,7 @@ class ResponseOracleLoop(LightningModule):
                     f"{type(self).__name__}: the checkpoint was written for {field} {theirs}, the config names {mine}: "
                     "resume with the run's own config"
                 )
-        if state["steps"] != [self.response_steps, self.evaluation_steps]:  # Lightning counts batches of the old length
-            raise ValueError(
-                f"{type(self).__name__}: the checkpoint's iterations have {state['steps']} response and evaluation "
-                f"steps, the config has {[self.response_steps, self.evaluation_steps]}: keep them equal"
-            )
+        self.check_steps(state["steps"])
         self.members = [Members() for _ in state["members"]]
         for members, saved in zip(self.members, state["members"], strict=True):
             members.load_state_dict(saved)
@@ -262,6 +258,17 @@ class ResponseOracleLoop(LightningModule):
         self._latest = dict(state["latest"])
         self.load_method_state(state["method"])
         self._restored = True
+
+    def check_steps(self, saved: list[int]) -> None:
+        """Refuse a checkpoint whose iterations have other numbers of response and evaluation steps.
+
+        Lightning counts batches of the old length. A subclass whose iterations differ in length overrides this.
+        """
+        if saved != [self.response_steps, self.evaluation_steps]:
+            raise ValueError(
+                f"{type(self).__name__}: the checkpoint's iterations have {saved} response and evaluation "
+                f"steps, the config has {[self.response_steps, self.evaluation_steps]}: keep them equal"
+            )
 
     def digest(self) -> Mapping[str, str]:
         """What must be the same on all ranks and in a resumed run."""

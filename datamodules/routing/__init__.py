@@ -1,0 +1,1 @@
+"""Routing problems: rules, instances, files, references. The datamodules stand beside this folder."""
