@@ -93,7 +93,7 @@ def check_equal_work(results: Mapping[str, Mapping[str, Any]], setting: Mapping[
 
     Raises:
         ValueError: loops differ in instances, routes or updates; in parameters by another number than the parts that
-            only the peer has; or in what the same weights decode; or routes are no better than chance.
+            only the peer has; or in what the same weights decode; or tours are too short or too long.
     """
     for key in ("method", "nodes", "batch", "rollouts", "updates"):
         found = {name: line[key] for name, line in results.items()}
@@ -103,13 +103,14 @@ def check_equal_work(results: Mapping[str, Mapping[str, Any]], setting: Mapping[
         found = {name: line[phase]["instances"] for name, line in results.items()}
         if len(set(found.values())) != 1:
             raise ValueError(f"routing_speed: loops differ in instances of {phase}: {found}")
-    # an optimal tour of n uniform points is longer than 0.7 sqrt(n) on average, a random one 0.5214 n long
-    low, high = 0.7 * math.sqrt(setting["nodes"]), 0.5214 * setting["nodes"]
+    # an optimal tour of n uniform points is longer than 0.7 sqrt(n) on average, a random one 0.52 n long; untrained
+    # networks may be somewhat worse than random
+    low, high = 0.7 * math.sqrt(setting["nodes"]), 0.75 * setting["nodes"]
     for name, line in results.items():
         if not low < line["greedy_cost"] < high:
             raise ValueError(
                 f"routing_speed: {name}'s greedy tours of {setting['nodes']} nodes are {line['greedy_cost']} long on "
-                f"average, {low:.2f} (shorter than any) to {high:.2f} (random) expected"
+                f"average, {low:.2f} to {high:.2f} expected"
             )
     if set(results) != set(LOOPS):
         return
@@ -153,7 +154,7 @@ def summarise(rounds: Sequence[Mapping[str, Mapping[str, Any]]], key: str) -> di
     for phase in PHASES:
         table[phase] = {}
         for loop in rounds[0]:
-            row = spread([one[loop][phase][key] for one in rounds], 2)
+            row = spread([one[loop][phase][key] for one in rounds], 3)
             if REFERENCE in rounds[0] and loop != REFERENCE:
                 ratios = [round(one[loop][phase][key] / one[REFERENCE][phase][key], 4) for one in rounds]
                 row["ratio"] = spread(ratios, 4) | {"by_round": ratios}
@@ -228,12 +229,10 @@ def compare(
             options = loop_options(setting, args.seed + number, Path(folder) / "probe.pt", args.profile)
             for loop in (loop for loop in LOOPS if loop in args.loops):
                 results[loop] = line = run_loop(loop, pythons[loop], options)
-                rates = ", ".join(f"{phase} {line[phase]['instances_per_cpu_s']:,.1f}" for phase in PHASES)
-                print(
-                    f"{name} round {number + 1} {loop}: {rates} instances/CPU-s; "
-                    f"greedy tours {line['greedy_cost']:.3f}",
-                    flush=True,
-                )
+                if not args.profile:
+                    rates = ", ".join(f"{phase} {line[phase]['instances_per_cpu_s']:,.1f}" for phase in PHASES)
+                    cost = f"greedy tours {line['greedy_cost']:.3f}"
+                    print(f"{name} round {number + 1} {loop}: {rates} instances/CPU-s; {cost}", flush=True)
         check_equal_work(results, setting)
         rounds.append(results)
         yield rounds

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datamodules.math_data import MathTaskDataModule
     from datamodules.preference_data import PreferenceDataModule
     from datamodules.routing_data import RoutingDataModule
+    from datamodules.routing_lib_data import RoutingLibDataModule
     from datamodules.sft_data import SFTDataModule
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MathTaskDataModule",
     "PreferenceDataModule",
     "RoutingDataModule",
+    "RoutingLibDataModule",
     "SFTDataModule",
 ]
 
@@ -39,6 +41,7 @@ _HOMES = {
     "MathTaskDataModule": "datamodules.math_data",
     "PreferenceDataModule": "datamodules.preference_data",
     "RoutingDataModule": "datamodules.routing_data",
+    "RoutingLibDataModule": "datamodules.routing_lib_data",
     "SFTDataModule": "datamodules.sft_data",
 }
 

@@ -64,15 +64,28 @@ def from_rl4co(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     return found
 
 
+def start_state(weights: Mapping[str, Tensor], args: RoutingArgs) -> dict[str, Tensor]:
+    """:func:`from_rl4co`, without the graph context that the peer's POMO has and does not use."""
+    state = from_rl4co(weights, args.layers)
+    if args.pomo:
+        del state["network.query_graph.weight"]
+    return state
+
+
+def build(args: RoutingArgs) -> tuple[TSP, RoutingSolver]:
+    """The problem and a network with random weights."""
+    problem = TSP()
+    settings = SolverSettings(args.dim, args.heads, args.layers, args.hidden, **args.network)
+    return problem, RoutingSolver(problem.spec, settings)
+
+
 def main(args: RoutingArgs) -> None:
     """Time the steps and print the result line.
 
     Raises:
         RuntimeError: a step did not do its work.
     """
-    problem = TSP()
-    settings = SolverSettings(args.dim, args.heads, args.layers, args.hidden, **args.network)
-    solver = RoutingSolver(problem.spec, settings)
+    problem, solver = build(args)
     baseline = SharedBaseline() if args.pomo else NoBaseline()
     optimizer = torch.optim.Adam(solver.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     steps = 0
@@ -101,10 +114,7 @@ def main(args: RoutingArgs) -> None:
     compared = None
     if args.probe is not None and args.probe.exists():
         probe: dict[str, Any] = torch.load(args.probe, weights_only=True)
-        state = from_rl4co(probe["weights"], args.layers)
-        if args.pomo:
-            state.pop("network.query_graph.weight", None)  # the peer has one and does not use it
-        solver.load_state_dict(state)
+        solver.load_state_dict(start_state(probe["weights"], args))
         compared = compare_probe(probe, args, greedy)
     print_line(run_line("plumbline", args, solver, optimizer, train, greedy, compared))
 

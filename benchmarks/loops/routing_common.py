@@ -163,8 +163,8 @@ def timed(
         "instances": steps * args.batch,
         "cpu_s": round(cpu, 4),
         "wall_s": round(wall, 4),
-        "instances_per_cpu_s": round(steps * args.batch / cpu, 2),
-        "instances_per_wall_s": round(steps * args.batch / wall, 2),
+        "instances_per_cpu_s": round(steps * args.batch / cpu, 3),
+        "instances_per_wall_s": round(steps * args.batch / wall, 3),
         "median_step_cpu_s": round(statistics.median(costs), 4),
         "step_cpu_s": [round(cost, 4) for cost in costs],
     }

@@ -21,11 +21,12 @@ class TSP(Problem):
     spec = RoutingSpec("tsp", depot=False, customer_features=0, context_features=0, closed=True)
 
     def generate(self, locs: Tensor, generator: torch.Generator) -> TensorDict:
+        self.size_of(locs)
         return TensorDict({"locs": locs}, [locs.shape[0]])
 
     def customer_features(self, instances: TensorDict) -> Tensor:
         locs = instances["locs"]
-        return locs.new_zeros(*locs.shape[:2], 0)
+        return locs[..., :0]
 
     def begin(self, instances: TensorDict, rollouts: int) -> dict[str, Tensor]:
         locs = instances["locs"]
@@ -50,6 +51,7 @@ class TSP(Problem):
 
     def check(self, instances: TensorDict, actions: Tensor) -> None:
         nodes = instances["locs"].shape[1]
+        self.check_instances(instances)
         self.check_range(instances, actions)
         if actions.shape[-1] != nodes:
             raise ValueError(f"TSP: routes must have {nodes} steps, one per node, got {actions.shape[-1]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,7 +29,7 @@ class GeneratorSettings:
             as in the authors' code, which rewards long instances and not hard ones.
         squash: ``sigmoid`` (exact density) or the authors' ``minmax``.
         estimator: ``score``: the score-function gradient; ``official``: the authors', which differentiates through the
-            sample path with the log-determinant's sign reversed.
+            sample path with the log-determinant's sign reversed (theirs goes with ``baseline: none``).
         baseline: ``mean`` of the batch, with advantages divided by their spread; ``none``.
         normalize: ``unit_box``: solvers see instances scaled to the unit square, so that attacks are of shape.
         max_grad_norm: greatest norm of the whole gradient; ``null``: none.
@@ -54,10 +55,10 @@ class GeneratorSettings:
         for key in ("layers", "hidden", "steps", "batch_size"):
             if getattr(self, key) < 1:
                 raise ValueError(f"GeneratorSettings: {key} must be >= 1, got {getattr(self, key)}")
-        if not self.lr > 0:
-            raise ValueError(f"GeneratorSettings: lr must be > 0, got {self.lr}")
-        if self.weight_decay < 0:
-            raise ValueError(f"GeneratorSettings: weight_decay must be >= 0, got {self.weight_decay}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"GeneratorSettings: lr must be > 0 and finite, got {self.lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"GeneratorSettings: weight_decay must be >= 0 and finite, got {self.weight_decay}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"GeneratorSettings: max_grad_norm must be > 0 or null, got {self.max_grad_norm}")
         known = {
@@ -101,7 +102,8 @@ class GeneratorLearner:
     def reset(self, generator: torch.Generator) -> None:
         """A new flow, with weights drawn from ``generator`` and a last layer of zeros: uniform instances."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            # the CPU's alone: torch.manual_seed would leave the streams of accelerators changed
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             fresh = NodeFlow(self.settings.layers, self.settings.hidden, self.settings.squash)
         self.flow.load_state_dict(fresh.state_dict())
         self.optimizer = self._make_optimizer()
@@ -142,17 +144,23 @@ class GeneratorLearner:
             reward: ``[b]``; instances without one (NaN: their oracle's cost is 0) are left out.
             all_sum: sums over ranks; called twice.
 
-        Returns: ``reward`` (mean over all ranks), ``log_density`` (mean per instance), ``grad_norm``.
+        Returns: means over the instances of all ranks that have a reward: ``reward``, ``log_density``; and
+        ``grad_norm`` (before it is clipped) and ``left_out``, how many have none.
 
         Raises:
-            ValueError: no instance has a reward, or the gradient is not finite.
+            ValueError: shapes that differ, no instance has a reward, or the gradient is not finite.
         """
         settings = self.settings
+        if locs.shape != noise.shape or reward.shape != locs.shape[:1]:
+            raise ValueError(
+                "GeneratorLearner: locs and noise must be [b, N, 2] and reward [b], got "
+                f"{tuple(locs.shape)}, {tuple(noise.shape)} and {tuple(reward.shape)}"
+            )
         device = next(self.flow.parameters()).device
         valid = reward.isfinite().to(device)
         value = reward.to(device, torch.float64).where(valid, 0.0)
-        sums = torch.stack([value.sum(), value.square().sum(), valid.sum().double()])
-        total, squares, count = all_sum(sums).tolist()
+        sums = torch.stack([value.sum(), value.square().sum(), valid.sum().double(), (~valid).sum().double()])
+        total, squares, count, left_out = all_sum(sums).tolist()
         if not count:
             raise ValueError(
                 "GeneratorLearner: no instance of the batch has a reward: all reference costs are 0 or unknown; the "
@@ -194,7 +202,7 @@ class GeneratorLearner:
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"reward": mean, "log_density": float(shown), "grad_norm": float(norm)}
+        return {"reward": mean, "log_density": float(shown), "grad_norm": float(norm), "left_out": left_out}
 
     # -- state --------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:

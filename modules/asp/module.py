@@ -101,11 +101,10 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         self.staircase = Staircase(staircase.start, staircase.step, end, staircase.threshold, staircase.patience)
         self.solver: RoutingSolver | None = None
         self.learner = GeneratorLearner(generator)
-        self._rival: RoutingSolver | None = None
+        self._rivals: list[RoutingSolver] = []  # a network for stored weights; in a list, so that it is no part of us
         self.game: ScaleGame | None = None
         self.solved: dict[int, tuple[Tensor, Members]] = {}
         """Scale -> meta-strategy over its generators, and these: what the solver adapts to."""
-        self.instances = 0
         self.best: dict[str, tuple[float, dict[str, Tensor]]] = {}
         self._gaps: dict[int, float] = {}
         self._plan: list[tuple[int, int]] = []
@@ -300,6 +299,8 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.instances += batch.shape[0] * world
+        if self.max_instances is not None and self.instances >= self.max_instances:
+            self.trainer.should_stop = True
         solves = [index for index, (kind, _) in enumerate(self._plan) if kind == SOLVE]
         done = solves.index(step) + 1
         more: dict[str, float] = {}
@@ -327,7 +328,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
             return self._latest
         assert self.solver is not None
         self._gaps[number] = self._mean_gap(self.solver, batch)
-        return {**self._latest, f"gap/held_out/{number}": self._gaps[number]}
+        return self._latest
 
     def _add_set(self, batch: TensorDict, number: int) -> None:
         """Keep the instances of generator ``number`` and fill the cells that they allow."""
@@ -437,6 +438,9 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
                 raise RuntimeError(f"ASP: solver of rank {rank} differs from rank 0's: resume from the last checkpoint")
 
     # -- state --------------------------------------------------------------------------------------------------------
+    def game_digest(self) -> Mapping[str, str]:
+        return {"problem": str(self.spec)}
+
     def method_state(self) -> dict[str, Any]:
         assert self.game is not None
         return {
@@ -445,7 +449,6 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
             "optimizer": self.optimizer.state_dict(),
             "game": self.game.state_dict(),
             "solved": {scale: [q, members.state_dict()] for scale, (q, members) in self.solved.items()},
-            "instances": self.instances,
             "best": {name: [gap, weights] for name, (gap, weights) in self.best.items()},
             "gaps": dict(self._gaps),
             "plan": [list(step) for step in self._plan],
@@ -464,7 +467,6 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
             self.solved[int(scale)] = (q, members)
         if self.staircase.scales[-1] in self.solved:  # one store, not two copies
             self.solved[self.staircase.scales[-1]] = (self.solved[self.staircase.scales[-1]][0], self.members[1])
-        self.instances = int(state["instances"])
         self.best = {name: (float(gap), weights) for name, (gap, weights) in state["best"].items()}
         self._gaps = {int(scale): float(gap) for scale, gap in state["gaps"].items()}
         self._plan = [(int(kind), int(number)) for kind, number in state["plan"]]
@@ -481,9 +483,9 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
 
     def _solver_number(self, number: int) -> RoutingSolver:
         """A solver with the weights of member ``number``."""
-        if self._rival is None:
+        if not self._rivals:
             assert self.spec is not None
-            self._rival = build_solver(self.spec, self.settings).requires_grad_(False)
-        self._rival.to(self.device)
-        self._rival.load_state_dict({name: value[number] for name, value in self.members[0].stacked().items()})
-        return self._rival
+            self._rivals.append(build_solver(self.spec, self.settings).requires_grad_(False))
+        rival = self._rivals[0].to(self.device)
+        rival.load_state_dict({name: value[number] for name, value in self.members[0].stacked().items()})
+        return rival

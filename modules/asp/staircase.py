@@ -146,7 +146,15 @@ class Staircase:
 
 
 def shares(weights: Mapping[int, float], batches: int) -> dict[int, int]:
-    """``batches`` shared out by weight: whole numbers that add up to it (largest remainder, ties to earlier keys)."""
+    """``batches`` shared out by weight: whole numbers that add up to it (largest remainder, ties to earlier keys).
+
+    Raises:
+        ValueError: fewer than 0 batches, or weights that are negative, NaN or do not add up to 1.
+    """
+    if batches < 0:
+        raise ValueError(f"shares: batches must be >= 0, got {batches}")
+    if not all(weight >= 0 for weight in weights.values()) or abs(math.fsum(weights.values()) - 1.0) > 1e-6:
+        raise ValueError(f"shares: weights must be >= 0 and add up to 1, got {dict(weights)}")
     exact = {key: weight * batches for key, weight in weights.items()}
     counts = {key: math.floor(value) for key, value in exact.items()}
     order = sorted(exact, key=lambda key: counts[key] - exact[key])

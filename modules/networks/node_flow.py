@@ -89,7 +89,12 @@ class NodeFlow(nn.Module):
         return self.transform(noise)[0]
 
     def transform(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Points, and the log-determinant ``[...]`` of the map (minmax: of the couplings alone)."""
+        """Points, and the log-determinant ``[...]`` of the map (minmax: of the couplings alone).
+
+        Raises:
+            ValueError: noise is not of points in the plane.
+        """
+        _check_plane("noise", noise)
         if self.squash == "minmax":
             z, total = noise, torch.zeros_like(noise[..., 0])
             for coupling in self.couplings:
@@ -110,8 +115,9 @@ class NodeFlow(nn.Module):
         """The noise ``[..., 2]`` of points, and log-determinant ``[...]`` of that map, which is their log-density.
 
         Raises:
-            ValueError: squash is minmax, whose rescaling of whole batches has no inverse.
+            ValueError: squash is minmax, whose rescaling of whole batches has no inverse; points are not in the plane.
         """
+        _check_plane("points", points)
         if self.squash == "minmax":
             raise ValueError("NodeFlow: squash: minmax has no density: use sigmoid, or the official estimator")
         z = torch.logit(points.clamp(EDGE, 1 - EDGE))
@@ -126,6 +132,11 @@ class NodeFlow(nn.Module):
         return self.inverse(points)[1]
 
 
+def _check_plane(name: str, value: Tensor) -> None:
+    if value.shape[-1:] != (2,):  # slices of another width would silently drop coordinates
+        raise ValueError(f"NodeFlow: {name} must be [..., 2], got {tuple(value.shape)}")
+
+
 def _log_slope(z: Tensor) -> Tensor:
     """``log |d sigmoid / dz|`` summed over the two coordinates."""
     return (F.logsigmoid(z) + F.logsigmoid(-z)).sum(-1)
@@ -134,10 +145,24 @@ def _log_slope(z: Tensor) -> Tensor:
 def flow_members(flow: NodeFlow, members: Mapping[str, Tensor], numbers: Tensor, noise: Tensor) -> Tensor:
     """Points ``[B, N, 2]`` of ``noise`` ``[B, N, 2]``, instance b by the flow with parameters number ``numbers[b]``.
 
-    ``members``: stacked parameters ``[M, ...]``. The loop is over distinct members, not over instances.
+    ``members``: stacked parameters ``[M, ...]``; ``numbers``: ``[B]`` int64. The loop is over distinct members, not
+    over instances.
+
+    Raises:
+        ValueError: not one number per instance, or a number of no member.
     """
+    if numbers.shape != noise.shape[:1]:
+        raise ValueError(
+            f"flow_members: numbers must be [{noise.shape[0]}], one per instance, got {tuple(numbers.shape)}"
+        )
+    count = len(next(iter(members.values())))
+    distinct = numbers.unique().tolist()  # sorted
+    if distinct and not 0 <= distinct[0] <= distinct[-1] < count:
+        raise ValueError(
+            f"flow_members: numbers must be in [0, {count}), got {distinct[-1] if distinct[0] >= 0 else distinct[0]}"
+        )
     points = torch.empty_like(noise)
-    for number in numbers.unique().tolist():
+    for number in distinct:
         chosen = numbers == number
         parameters = {name: value[number].to(noise.device) for name, value in members.items()}
         with torch.no_grad():

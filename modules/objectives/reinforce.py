@@ -61,8 +61,10 @@ def paired_t_test(total: float, squares: float, count: int) -> float:
         count: of pairs.
 
     Raises:
-        ValueError: fewer than 2 pairs.
+        ValueError: fewer than 2 pairs, or a sum that is not finite.
     """
+    if not (math.isfinite(total) and math.isfinite(squares)):
+        raise ValueError(f"paired_t_test: sums of differences must be finite, got {total} and {squares}")
     if count < 2:
         raise ValueError(f"paired_t_test: count must be >= 2, got {count}")
     mean = total / count

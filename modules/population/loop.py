@@ -229,7 +229,7 @@ class ResponseOracleLoop(LightningModule):
             "history": {key: [list(point) for point in points] for key, points in self.history.items()},
             "latest": dict(self._latest),
             "steps": [self.response_steps, self.evaluation_steps],
-            "digest": dict(self.digest()),
+            "digest": dict(self.game_digest()),
             "method": self.method_state(),
         }
 
@@ -239,7 +239,7 @@ class ResponseOracleLoop(LightningModule):
             raise ValueError(
                 f"{type(self).__name__}: the checkpoint holds no population: it was written by another kind of module"
             )
-        for field, mine in self.digest().items():
+        for field, mine in self.game_digest().items():
             theirs = state["digest"].get(field)
             if theirs != mine:
                 raise ValueError(
@@ -273,6 +273,10 @@ class ResponseOracleLoop(LightningModule):
     def digest(self) -> Mapping[str, str]:
         """What must be the same on all ranks and in a resumed run."""
         return {}
+
+    def game_digest(self) -> Mapping[str, str]:
+        """What a checkpoint must have been written for to be resumed here: the part of :meth:`digest` that never changes."""
+        return self.digest()
 
     def population_report(self) -> Mapping[str, Any]:
         """What the population callbacks draw and write."""

@@ -23,7 +23,8 @@ CLIP = 10.0
 _CHUNK_BYTES = 1 << 20
 """Attention weights of one step of a chunk of instances: they should stay in a core's cache."""
 _BELOW_ONE = 1.0 - 2.0**-20
-_FOLD_BELOW = 40
+_INFINITE = 1e30
+_FOLD_BELOW = 64
 """Nodes up to which values, glimpse projection and logit keys are multiplied out: one product a step, not H + 1."""
 
 
@@ -157,13 +158,14 @@ class _Decisions:
         if features is not None:
             assert self.context is not None
             scores = torch.baddbmm(scores, features.to(scores.dtype), self.context)
-        blocked = ~state["allowed"]
+        # masked fills are not vectorised; a large number serves as infinity
+        blocked = state["allowed"].to(scores.dtype).sub_(1.0).mul_(_INFINITE)
         scores = scores.view(self.batch, self.rollouts, self.heads, self.nodes)
         if not closed:  # there, visited nodes stay -inf in ``standing``
-            scores.masked_fill_(blocked.unsqueeze(2), -math.inf)
+            scores += blocked.unsqueeze(2)  # a third of the time of a masked fill over heads
         attention = scores.softmax(-1).view(self.batch, self.rollouts, -1)
         clipped = self.readout(attention).tanh_()
-        return attention, clipped, (clipped * CLIP).masked_fill_(blocked, -math.inf), row, features
+        return attention, clipped, torch.add(blocked, clipped, alpha=CLIP), row, features
 
     def advance(self, state: dict[str, Tensor], action: Tensor, number: int) -> None:
         """Step the problem, and add to the standing scores what ``action`` ``[B, P]`` changes for good."""
@@ -367,7 +369,7 @@ def beam_search(
         rest = {name: getattr(tables, name) for name in names if name not in ("values", "keys")}
         decisions = _Decisions(problem, _Readout(tables.values, tables.keys), rollouts=width, **rest)
         state = problem.begin(instances, width)
-        total = tables.last.new_full((batch, width), -math.inf)
+        total = tables.last.new_full((batch, width), -_INFINITE)
         total[:, 0] = 0.0  # all beams are the same empty route
         routes = torch.zeros(batch, width, 0, dtype=torch.int64, device=total.device)
         for number in range(problem.max_steps(nodes)):
@@ -376,7 +378,7 @@ def beam_search(
             logits = decisions.decide(state, number)[2]
             candidates = (total.unsqueeze(-1) + logits.log_softmax(-1)).flatten(1)
             total, flat = candidates.topk(width, dim=-1)
-            flat = torch.where(total > -math.inf, flat, flat[:, :1])
+            flat = torch.where(total > -_INFINITE / 2, flat, flat[:, :1])
             parent, action = flat // nodes, flat % nodes
             state = {name: _reordered(value, parent) for name, value in state.items()}
             if decisions.standing is not None:

@@ -26,8 +26,8 @@ class RoutingEvaluation(LightningModule):
     """A LightningModule with a :class:`~modules.routing.solver.RoutingSolver` that is evaluated on sets of instances.
 
     A subclass implements :meth:`build` and has ``solver``. Metrics: ``<stage>/gap/<set>`` and ``<stage>/cost/<set>``,
-    means over the instances of a set (gaps in percent, means of ratios), and ``<stage>/gap``, ``<stage>/cost``, means
-    over sets. Sets without references have costs only. ``test_step`` and ``predict_step`` return a TensorDict ``[B]``
+    means over the instances of a set (gaps in percent, means of ratios), ``<stage>/gap``, ``<stage>/cost``, means over
+    sets, ``<stage>/score``, minus the mean gap (higher is better), and ``instances``. Sets without references have costs only. ``test_step`` and ``predict_step`` return a TensorDict ``[B]``
     with ``index``, ``actions`` ``[B, T]``, ``cost``, ``reference`` and ``gap``.
     """
 
@@ -37,6 +37,8 @@ class RoutingEvaluation(LightningModule):
         super().__init__()
         self.decoding = decoding
         self.spec: RoutingSpec | None = None
+        self.instances = 0
+        """That the solver was trained on, over all ranks."""
         self._sums: dict[str, Tensor] = {}
 
     def build(self, spec: RoutingSpec) -> None:
@@ -142,6 +144,9 @@ class RoutingEvaluation(LightningModule):
             values = [value for key, value in metrics.items() if key.startswith(f"{stage}/{kind}/")]
             if values:
                 metrics[f"{stage}/{kind}"] = sum(values) / len(values)
+        if f"{stage}/gap" in metrics:
+            metrics[f"{stage}/score"] = -metrics[f"{stage}/gap"]
+        metrics["instances"] = float(self.instances)
         self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in metrics.items()})
 
     def work_per_batch(self, batch: Any) -> int:
@@ -152,6 +157,7 @@ class RoutingEvaluation(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.spec is not None:
             checkpoint["routing_spec"] = vars(self.spec).copy()
+            checkpoint["instances"] = self.instances
         parent = cast(Any, super())
         if hasattr(parent, "on_save_checkpoint"):
             parent.on_save_checkpoint(checkpoint)
@@ -167,6 +173,7 @@ class RoutingEvaluation(LightningModule):
             self.spec = spec
             self.build(spec)
         self._check_spec(spec)
+        self.instances = int(checkpoint["instances"])
         parent = cast(Any, super())
         if hasattr(parent, "on_load_checkpoint"):
             parent.on_load_checkpoint(checkpoint)

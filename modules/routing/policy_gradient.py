@@ -98,6 +98,7 @@ class RoutingPolicyGradient(RoutingEvaluation):
         seed = stream_seed(global_seed(), ROLLOUT_STREAM, self.trainer.global_step)
         loss, metrics = policy_gradient(self.problem, self.solver, self.baseline, batch, seed, self.all_sum)
         self._size = batch["locs"].shape[1] - int(self.solver.spec.depot)
+        self.instances += batch.shape[0] * self.trainer.world_size
         self._log(metrics)
         return loss
 

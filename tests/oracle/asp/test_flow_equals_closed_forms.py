@@ -56,7 +56,8 @@ def test_a_new_flow_is_exactly_uniform():
     u = noise(4000)
     points = flow(u).detach()
     torch.testing.assert_close(points, u.clamp(1e-6, 1 - 1e-6), rtol=0, atol=1e-12)
-    assert float(flow.log_prob(points).detach().abs().max()) < 1e-12
+    assert flow.log_prob(points).unique().tolist() == [0.0]
+    assert flow.transform(u)[1].unique().tolist() == [0.0]
     for axis in (0, 1):
         assert stats.kstest(points[:, axis].numpy(), "uniform").pvalue > 1e-3
 
@@ -77,6 +78,19 @@ def test_members_are_applied_by_number():
     points = flow_members(NodeFlow(), stacked, numbers, u)
     for index, number in enumerate(numbers.tolist()):
         torch.testing.assert_close(points[index], flows[number](u[index]).detach())
+    with pytest.raises(ValueError, match=r"numbers must be in \[0, 3\), got -1"):
+        flow_members(NodeFlow(), stacked, numbers - 1, u)
+    with pytest.raises(ValueError, match=r"numbers must be in \[0, 3\), got 3"):
+        flow_members(NodeFlow(), stacked, numbers + 1, u)
+    with pytest.raises(ValueError, match=r"numbers must be \[7\], one per instance, got \(6,\)"):
+        flow_members(NodeFlow(), stacked, numbers[:6], u)
+
+
+def test_points_that_are_not_in_the_plane_are_refused():
+    with pytest.raises(ValueError, match=r"noise must be \[\.\.\., 2\], got \(4, 3\)"):
+        NodeFlow()(torch.rand(4, 3))
+    with pytest.raises(ValueError, match=r"points must be \[\.\.\., 2\], got \(4, 1\)"):
+        NodeFlow().log_prob(torch.rand(4, 1))
 
 
 def test_minmax_is_in_the_square_and_has_no_density():
@@ -88,128 +102,38 @@ def test_minmax_is_in_the_square_and_has_no_density():
         flow.log_prob(points)
 
 
-def learner(**options):
-    torch.manual_seed(0)
-    made = GeneratorLearner(GeneratorSettings(**{"lr": 1e-2, "batch_size": 64, **options}))
-    made.reset(torch.Generator().manual_seed(3))
-    return made
+@pytest.mark.parametrize(("nodes", "tolerance"), [(1, 0.02), (2, 0.05)])
+def test_the_learners_gradient_equals_the_path_gradient_by_quadrature(nodes, tolerance):
+    """Midpoints of a grid stand for the noise: on both sides the mean over them is the integral, without sampling.
 
-
-def test_score_function_gradient_is_that_of_the_expected_reward():
-    """With reward = mean x over nodes, d E[reward] is the path gradient of the mean of f(u): both on the same points."""
-    flow = shaken(scale=0.1)
-    u = noise(60_000, 1, seed=8)
-    path = torch.autograd.grad(flow(u)[..., 0].mean(), list(flow.parameters()), allow_unused=True)
-    points = flow(u).detach()
-    reward = points[..., 0].mean(1)
-    score = torch.autograd.grad(((reward - reward.mean()) * flow.log_prob(points).sum(-1)).mean(), list(flow.parameters()))
-    pairs = [(a, b) for a, b in zip(path, score, strict=True) if a is not None]
-    left = torch.cat([a.flatten() for a, _ in pairs])
-    right = torch.cat([b.flatten() for _, b in pairs])
-    assert float(torch.cosine_similarity(left, right, dim=0)) > 0.99
-    assert float((left - right).norm() / left.norm()) < 0.12  # 60,000 samples
-
-
-def test_a_generator_learns_what_is_rewarded():
-    made = learner(lr=3e-3)
-    rewards = []
-    for step in range(80):
-        u = noise(64, 8, seed=step, dtype=torch.float32)
-        locs = made.coordinates(u, torch.Generator())
-        reward = -(locs - torch.tensor([0.9, 0.1])).norm(dim=-1).mean(1)
-        rewards.append(made.step(locs, u, reward)["reward"])
-    first, last = sum(rewards[:10]) / 10, sum(rewards[-10:]) / 10
-    assert last > first + 0.15, (first, last)
-    assert made.best_reward == max(rewards)
-    stacked = {name: value.unsqueeze(0) for name, value in made.member().items()}
-    u = noise(200, 8, seed=1000, dtype=torch.float32)
-    best = made.member_coordinates(stacked, torch.zeros(200, dtype=torch.int64), u)
-    assert float(-(best - torch.tensor([0.9, 0.1])).norm(dim=-1).mean()) > first + 0.1
-
-
-@pytest.mark.parametrize("estimator", ["score", "official"])
-def test_two_ranks_make_the_step_of_one(estimator):
-    u = noise(8, 5, dtype=torch.float32)
-    whole, half = (learner(estimator=estimator) for _ in range(2))
-    with torch.no_grad():
-        for made in (whole, half):
-            for value in made.flow.parameters():
-                value.add_(0.1)
-    locs = whole.coordinates(u, torch.Generator())
+    A second node is a shuffle of the first. What this couples by chance has mean 0 and falls with the root of the
+    40,000 points (measured: 2.4 %); a grid of 500 x 500 brings 1.2 % to 0.6 % with one node.
+    """
+    made = GeneratorLearner(GeneratorSettings())
+    made.flow = shaken(scale=0.1).requires_grad_(False)
+    made.optimizer = torch.optim.Adam(made.flow.parameters())
+    side = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
+    grid = torch.cartesian_prod(side, side)
+    shuffle = torch.randperm(len(grid), generator=torch.Generator().manual_seed(2))
+    u = torch.stack([grid, grid[shuffle]], 1)[:, :nodes]
+    made.flow.requires_grad_(True)
+    path = torch.autograd.grad(-made.flow(u)[..., 0].mean(), list(made.flow.parameters()), allow_unused=True)
+    made.flow.requires_grad_(False)
+    locs = made.flow(u)
     reward = locs[..., 0].mean(1)
-    reward[2] = torch.nan
-    state = half.state_dict()
-    expected = whole.step(locs, u, reward)
-    parts = (slice(0, 4), slice(4, 8))
-    known: list[torch.Tensor] = []
-    for call in range(2):  # first the sums of rewards, then, with these given, those of gradients
-        mine: list[torch.Tensor] = []
-        for part in parts:
-            half.load_state_dict(state)
-            calls: list[torch.Tensor] = []
+    reduced: list[torch.Tensor] = []
 
-            def all_sum(value, calls=calls):
-                calls.append(value.clone())
-                return known[len(calls) - 1] if len(calls) <= len(known) else value
+    def all_sum(value):
+        reduced.append(value.clone())
+        return value
 
-            half.step(locs[part], u[part], reward[part], all_sum)
-            mine.append(calls[call])
-        known.append(mine[0] + mine[1])
-    half.load_state_dict(state)
-    sums = iter(known)
-    assert half.step(locs[:4], u[:4], reward[:4], lambda value: next(sums)) == pytest.approx(expected, rel=1e-5)
-    for ours, other in zip(half.flow.parameters(), whole.flow.parameters(), strict=True):
-        torch.testing.assert_close(ours, other)
-
-
-@pytest.mark.parametrize("squash", ["sigmoid", "minmax"])
-def test_the_official_estimator_steps(squash):
-    made = learner(estimator="official", squash=squash, baseline="none", reward="cost")
-    u = noise(16, 5, dtype=torch.float32)
-    locs = made.coordinates(u, torch.Generator())
-    before = made.member_now()
-    made.step(locs, u, locs[..., 1].mean(1))
-    moved = [name for name, value in made.member_now().items() if not torch.equal(value, before[name])]
-    assert moved
-
-
-def test_state_round_trip_goes_on_bitwise():
-    first = learner()
-    for step in range(3):
-        u = noise(16, 5, seed=step, dtype=torch.float32)
-        locs = first.coordinates(u, torch.Generator())
-        first.step(locs, u, locs[..., 1].mean(1))
-    second = learner()
-    second.load_state_dict(first.state_dict())
-    for made in (first, second):
-        u = noise(16, 5, seed=9, dtype=torch.float32)
-        locs = made.coordinates(u, torch.Generator())
-        made.step(locs, u, locs[..., 1].mean(1))
-    for mine, other in zip(first.flow.parameters(), second.flow.parameters(), strict=True):
-        assert torch.equal(mine, other)
-    with pytest.raises(ValueError, match=r"keep generator\.layers"):
-        learner(hidden=8).load_state_dict(first.state_dict())
-
-
-def test_rewards_that_are_none_are_refused():
-    made = learner()
-    u = noise(4, 5, dtype=torch.float32)
-    with pytest.raises(ValueError, match="no instance of the batch has a reward"):
-        made.step(u, u, torch.full((4,), torch.nan))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"steps": 0}, "steps must be >= 1, got 0"),
-        ({"lr": 0.0}, "lr must be > 0, got 0.0"),
-        ({"reward": "gain"}, "reward must be one of gap, gap_proxy, cost, got 'gain'"),
-        ({"squash": "minmax"}, "minmax has no density to score"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm must be > 0 or null"),
-    ],
-)
-def test_settings_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        GeneratorSettings(**options)
-    with pytest.raises(ValueError, match="hidden must be >= 1, got 0"):
-        NodeFlow(hidden=0)
+    made.step(locs, u, reward, all_sum)
+    exact = torch.cat(
+        [
+            torch.zeros_like(p).flatten() if g is None else g.flatten()
+            for g, p in zip(path, made.flow.parameters(), strict=True)
+        ]
+    )
+    score = reduced[1][:-1] * reward.std(correction=0)  # advantages are divided by the spread
+    error = float((score - exact).norm() / exact.norm())
+    assert error < tolerance

@@ -241,7 +241,9 @@ def test_norms_equal_torch():
             norm.bias.copy_(torch.linspace(-1, 1, 5))
     expected = theirs(x.transpose(1, 2)).transpose(1, 2)
     torch.testing.assert_close(ours(x), expected)
-    grads = [torch.autograd.grad(y.pow(3).sum(), [x, n.weight, n.bias]) for y, n in ((ours(x), ours), (expected, theirs))]
+    grads = [
+        torch.autograd.grad(y.pow(3).sum(), [x, n.weight, n.bias]) for y, n in ((ours(x), ours), (expected, theirs))
+    ]
     for mine, other in zip(*grads, strict=True):
         torch.testing.assert_close(mine, other)
     batch, plain = BatchNorm(5).double(), torch.nn.BatchNorm1d(5).double()

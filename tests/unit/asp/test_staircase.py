@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,9 +45,9 @@ def test_above_the_threshold_it_adapts_until_below():
 
 def test_patience_counts_adaptions_since_the_best_and_more_than_patience_opens():
     # explored at 1.0; 1.1, 1.2 count 1, 2; 0.9 resets; 1.0, 1.0, 1.0 count to 3 > 2
-    assert trace(Staircase(20, 20, 40, 0.5, 2), [1.0, 1.1, 1.2, 0.9, 1.0, 1.0, 1.0]) == [
-        (20, "adapt", False)
-    ] * 6 + [(40, "explore", False)]
+    assert trace(Staircase(20, 20, 40, 0.5, 2), [1.0, 1.1, 1.2, 0.9, 1.0, 1.0, 1.0]) == [(20, "adapt", False)] * 6 + [
+        (40, "explore", False)
+    ]
     equal = trace(Staircase(20, 20, 40, 0.5, 0), [1.0, 1.0, 1.0, 1.01])  # an equal gap is a new best
     assert [scale for scale, _, _ in equal] == [20, 20, 20, 40]
 
@@ -63,7 +65,8 @@ def ready(gaps, history=None, threshold=1.0):
     staircase = Staircase(10, 10, 10 * len(gaps), threshold, 3)
     staircase.scales = [10 * (index + 1) for index in range(len(gaps))]
     staircase.history = {
-        scale: list(history[index] if history else [gap]) for index, (scale, gap) in enumerate(zip(staircase.scales, gaps, strict=True))
+        scale: list(history[index] if history else [gap])
+        for index, (scale, gap) in enumerate(zip(staircase.scales, gaps, strict=True))
     }
     return staircase
 
@@ -89,7 +92,11 @@ def test_ablations():
     assert ready([0.5, 0.5]).weights(use_std=False) == pytest.approx({10: 0.5, 20: 0.5})
 
 
-@given(st.lists(st.lists(st.floats(-5, 1e6), min_size=0, max_size=12), min_size=1, max_size=6), st.booleans(), st.booleans())
+@given(
+    st.lists(st.lists(st.floats(-5, 1e6), min_size=0, max_size=12), min_size=1, max_size=6),
+    st.booleans(),
+    st.booleans(),
+)
 def test_weights_add_up_to_one(history, use_gap, use_std):
     staircase = ready([0.0] * len(history), history)
     weights = staircase.weights(use_gap, use_std)
@@ -100,13 +107,34 @@ def test_weights_add_up_to_one(history, use_gap, use_std):
     assert all(abs(counts[scale] - 17 * weights[scale]) < 1 + 1e-9 for scale in counts)
 
 
+def test_shares_are_whole_and_refuse_what_does_not_add_up():
+    assert shares({10: 0.5, 20: 0.25, 30: 0.25}, 5) == {10: 3, 20: 1, 30: 1}  # 2.5, 1.25, 1.25: the largest remainder
+    assert shares({10: 1 / 3, 20: 1 / 3, 30: 1 / 3}, 4) == {10: 2, 20: 1, 30: 1}  # a tie goes to the earlier
+    assert shares({10: 0.0, 20: 1.0}, 3) == {10: 0, 20: 3}
+    assert shares({10: 1.0}, 0) == {10: 0}
+    for weights in ({10: 0.5, 20: 0.6}, {10: -0.5, 20: 1.5}, {10: math.nan, 20: 1.0}, {}):
+        with pytest.raises(ValueError, match="must be >= 0 and add up to 1"):
+            shares(weights, 4)
+    with pytest.raises(ValueError, match="batches must be >= 0, got -1"):
+        shares({10: 1.0}, -1)
+
+
+def test_history_keeps_the_last_ten_gaps():
+    staircase = Staircase(20, 20, 20, 0.5, 5)
+    trace(staircase, [float(gap) for gap in range(1, 14)])
+    assert staircase.history == {20: [float(gap) for gap in range(4, 14)]}
+
+
 def test_state_round_trip_goes_on_alike():
     script = [3.0, 2.0, 0.4, 1.0, 0.3]
     whole = Staircase(20, 20, 60, 0.5, 5)
     expected = trace(whole, script)
     first, second = Staircase(20, 20, 60, 0.5, 5), Staircase(20, 20, 60, 0.5, 5)
     begun = trace(first, script[:3])
-    second.load_state_dict(first.state_dict())
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second.load_state_dict(torch.load(file, weights_only=True))
     assert begun + trace(second, script[3:]) == expected
     assert second.state_dict() == whole.state_dict()
     with pytest.raises(ValueError, match="the config has"):

@@ -34,6 +34,8 @@ def test_paired_t_test_of_equal_differences():
     assert paired_t_test(5.0, 5.0, 5) == 1.0
     with pytest.raises(ValueError, match="count must be >= 2, got 1"):
         paired_t_test(1.0, 1.0, 1)
+    with pytest.raises(ValueError, match="must be finite, got nan and 1"):
+        paired_t_test(float("nan"), 1.0, 3)
 
 
 def test_shared_baseline_leaves_advantages_that_add_up_to_zero_and_refuses_one_rollout():
@@ -49,6 +51,7 @@ def test_loss_has_the_score_functions_gradient():
     loss = reinforce_loss(cost, likelihood, torch.tensor([[2.0]]))
     loss.backward()
     assert loss.item() == pytest.approx((-1 * -0.5 + 1 * -2.0) / 2)
+    assert likelihood.grad is not None
     assert likelihood.grad.tolist() == [[-0.5, 0.5]]
     assert cost.grad is None
     with pytest.raises(ValueError, match="one shape"):
