@@ -307,7 +307,7 @@ def _check_depot(lines: _Lines, sections: dict[str, _Section]) -> None:
 
 def instance_text(instance: LibInstance, comment: str = "") -> str:
     """The file of ``instance``, which :func:`read_instance` reads back exactly."""
-    name, comment = (" ".join(text.split()).replace('"', "'") for text in (instance.name, comment))
+    name, comment = (_one_line(text) for text in (instance.name, comment))
     nodes = len(instance.coordinates)
     lines = [f"NAME : {name}", *([f"COMMENT : {comment}"] if comment else []), f"TYPE : {KINDS[instance.kind]}"]
     lines += [f"DIMENSION : {nodes}", "EDGE_WEIGHT_TYPE : EUC_2D"]
@@ -325,6 +325,12 @@ def write_instance(path: str | Path, instance: LibInstance, comment: str = "") -
     """Write ``instance`` as a ``.tsp`` or ``.vrp`` file, atomically."""
     with atomic_write(path, "w") as stream:
         stream.write(instance_text(instance, comment))
+
+
+def _one_line(text: str) -> str:
+    """``text`` as a value that reads back: no line ends, no quotes (they may span lines), nothing of a binary file."""
+    printable = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
+    return printable.replace('"', "'")
 
 
 def _plain(value: float) -> str:

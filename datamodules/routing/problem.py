@@ -132,10 +132,9 @@ class Problem(ABC):
     def field(self, instances: TensorDict, key: str, *shape: int) -> Tensor:
         """The field ``key`` of instances. Raises: ValueError if it is missing or not of ``shape``."""
         value = instances.get(key, None)
-        if value is None:
-            raise ValueError(f"{self.name}: instances need {key} {list(shape)}")
-        if value.shape != shape:
-            raise ValueError(f"{self.name}: {key} must be {list(shape)}, got {list(value.shape)}")
+        if value is None or value.shape != shape:
+            got = "nothing" if value is None else list(value.shape)
+            raise ValueError(f"{self.name}: {key} must be {list(shape)}, got {got}")
         return value
 
     def refuse_field(self, wrong: Tensor, rule: str) -> None:

@@ -121,6 +121,16 @@ class GeneratorLearner:
         """Instances ``[B, N, 2]``, number b of the stored flow ``numbers[b]``."""
         return flow_members(self.flow, members, numbers, noise)
 
+    def densities(self, members: Mapping[str, Tensor], side: int, points: int = 40_000) -> Tensor:
+        """``[M, side, side]``: where stored flows put their points (histogram, mean 1); x along the first axis."""
+        count = len(next(iter(members.values())))
+        noise = torch.rand(1, points, 2, generator=torch.Generator().manual_seed(0)).expand(count, -1, -1)
+        located = self.member_coordinates(members, torch.arange(count), noise)
+        cells = (located * side).long().clamp(0, side - 1)
+        flat = cells[..., 0] * side + cells[..., 1] + torch.arange(count).unsqueeze(1) * side * side
+        counts = torch.bincount(flat.flatten(), minlength=count * side * side)
+        return counts.view(count, side, side) * (side * side / points)
+
     def uniform_member(self) -> dict[str, Tensor]:
         """A flow that leaves uniform points as they are."""
         return {name: torch.zeros_like(value, device="cpu") for name, value in self.flow.state_dict().items()}

@@ -61,6 +61,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         use_gap, use_std: the two parts of the scales' weights; with neither they are equal.
         max_instances: solvers' training instances, over all ranks, after which the run ends; the staircase's last
             scale is adapted to until then. ``null``: the run ends with the staircase.
+        initial: checkpoint or run's folder to take the first solver's weights from; ``null``: random ones.
 
     Raises:
         ValueError: a setting out of range; at set-up, held-out sets that the datamodule does not have.
@@ -82,6 +83,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         use_gap: bool = True,
         use_std: bool = True,
         max_instances: int | None = None,
+        initial: str | None = None,
     ) -> None:
         super().__init__(decoding=decoding)
         if method not in ("asp", "explore", "adapt"):
@@ -95,7 +97,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         self.settings, self.training_settings, self.evaluation = solver, training, evaluation
         self.generator_settings = generator
         self.meta_solver = meta_solver or NashLP()
-        self.method, self.rounds = method, rounds
+        self.method, self.rounds, self.initial = method, rounds, initial
         self.use_gap, self.use_std, self.max_instances = use_gap, use_std, max_instances
         end = staircase.start if method == "explore" else staircase.end
         self.staircase = Staircase(staircase.start, staircase.step, end, staircase.threshold, staircase.patience)
@@ -112,7 +114,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
 
     # -- networks -----------------------------------------------------------------------------------------------------
     def build(self, spec: RoutingSpec) -> None:
-        self.solver = build_solver(spec, self.settings)
+        self.solver = build_solver(spec, self.settings, None if self.resuming else self.initial)
         self.baseline = self.training_settings.make_baseline(self.solver)
         # gradients are taken and reduced in the step; DistributedDataParallel must not wait for any
         self.solver.requires_grad_(False)
@@ -470,6 +472,13 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         self.best = {name: (float(gap), weights) for name, (gap, weights) in state["best"].items()}
         self._gaps = {int(scale): float(gap) for scale, gap in state["gaps"].items()}
         self._plan = [(int(kind), int(number)) for kind, number in state["plan"]]
+
+    def generator_densities(self, side: int) -> list[tuple[str, Tensor]]:
+        """Of the newest scale's generators; see :class:`~modules.contracts.ReportsGenerators`."""
+        q = self.meta_strategies[1]
+        maps = self.learner.densities(self.members[1].stacked(), side)
+        shares_of = [*q.tolist(), *[0.0] * (len(maps) - len(q))]
+        return [(f"generator {i}: {100 * shares_of[i]:.0f} %", one) for i, one in enumerate(maps)]
 
     def _use_kept(self) -> None:
         keep = self.evaluation.keep

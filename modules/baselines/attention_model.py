@@ -43,8 +43,9 @@ class AttentionModel(RoutingPolicyGradient):
         warmup_epochs: int = 1,
         baseline_instances: int = 10_000,
         significance: float = 0.05,
+        initial: str | None = None,
     ) -> None:
-        super().__init__(solver, decoding, lr, weight_decay, lr_decay_steps, lr_decay, epoch_steps)
+        super().__init__(solver, decoding, lr, weight_decay, lr_decay_steps, lr_decay, epoch_steps, initial)
         if baseline not in ("rollout", "exponential"):
             raise ValueError(f"AttentionModel: baseline must be rollout or exponential, got {baseline!r}")
         self.kind, self.beta, self.warmup_epochs = baseline, beta, warmup_epochs

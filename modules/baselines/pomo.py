@@ -30,8 +30,9 @@ class POMO(RoutingPolicyGradient):
         lr_decay_steps: list[int] | None = None,
         lr_decay: float = 0.1,
         epoch_steps: int = 1562,
+        initial: str | None = None,
     ) -> None:
-        super().__init__(solver, decoding, lr, weight_decay, lr_decay_steps, lr_decay, epoch_steps)
+        super().__init__(solver, decoding, lr, weight_decay, lr_decay_steps, lr_decay, epoch_steps, initial)
         self.save_hyperparameters(logger=False)
 
     def baseline_of(self, solver: RoutingSolver) -> Baseline:

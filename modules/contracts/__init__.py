@@ -17,6 +17,7 @@ from tensordict.nn import TensorDictModuleBase
 
 from modules.contracts.routing import InstanceRequest as InstanceRequest
 from modules.contracts.routing import ProvidesRoutingInstances as ProvidesRoutingInstances
+from modules.contracts.routing import ReportsGenerators as ReportsGenerators
 from modules.contracts.routing import RequestsInstances as RequestsInstances
 from modules.contracts.routing import RoutingProblem as RoutingProblem
 from modules.contracts.routing import RoutingSpec as RoutingSpec

@@ -147,3 +147,12 @@ class ProvidesRoutingInstances(Protocol):
     evaluation_sets: Sequence[str]
 
     def instance_name(self, dataloader: int, index: int) -> str: ...
+
+
+@runtime_checkable
+class ReportsGenerators(Protocol):
+    """A module with generators of points in the unit square, for figures."""
+
+    def generator_densities(self, side: int) -> Sequence[tuple[str, torch.Tensor]]:
+        """(name, density ``[side, side]``, x along the first axis, mean 1) of every generator."""
+        ...

@@ -275,7 +275,7 @@ class ResponseOracleLoop(LightningModule):
         return {}
 
     def game_digest(self) -> Mapping[str, str]:
-        """What a checkpoint must have been written for to be resumed here: the part of :meth:`digest` that never changes."""
+        """What a checkpoint must have been written for to be resumed here: the part of :meth:`digest` that stays."""
         return self.digest()
 
     def population_report(self) -> Mapping[str, Any]:

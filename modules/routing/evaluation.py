@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -27,8 +28,9 @@ class RoutingEvaluation(LightningModule):
 
     A subclass implements :meth:`build` and has ``solver``. Metrics: ``<stage>/gap/<set>`` and ``<stage>/cost/<set>``,
     means over the instances of a set (gaps in percent, means of ratios), ``<stage>/gap``, ``<stage>/cost``, means over
-    sets, ``<stage>/score``, minus the mean gap (higher is better), and ``instances``. Sets without references have costs only. ``test_step`` and ``predict_step`` return a TensorDict ``[B]``
-    with ``index``, ``actions`` ``[B, T]``, ``cost``, ``reference`` and ``gap``.
+    sets, ``<stage>/score``, minus the mean gap (higher is better), and ``instances`` that the solver was trained on.
+    Sets without references have costs only. ``test_step`` and ``predict_step`` return a TensorDict ``[B]`` with
+    ``index``, ``actions`` ``[B, T]``, ``cost``, ``reference`` and ``gap``.
     """
 
     solver: RoutingSolver | None
@@ -44,6 +46,11 @@ class RoutingEvaluation(LightningModule):
     def build(self, spec: RoutingSpec) -> None:
         """Make the networks for the problem of ``spec``."""
         raise NotImplementedError
+
+    @property
+    def resuming(self) -> bool:
+        """Whether a checkpoint is about to give the weights."""
+        return self._trainer is not None and bool(self.trainer.ckpt_path)
 
     @property
     def data(self) -> Any:
@@ -63,15 +70,7 @@ class RoutingEvaluation(LightningModule):
         if self.spec is None:
             self.spec = data.problem.spec
             self.build(self.spec)
-        self._check_spec(data.problem.spec)
-
-    def _check_spec(self, theirs: RoutingSpec) -> None:
-        assert self.spec is not None
-        if theirs != self.spec and _shape(theirs) != _shape(self.spec):
-            raise ValueError(
-                f"{type(self).__name__}: the solver is one of problem {self.spec.name}, the datamodule has "
-                f"{theirs.name}: name a checkpoint of the same problem"
-            )
+        check_spec(type(self).__name__, self.spec, data.problem.spec)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
     def validation_step(self, batch: TensorDict, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -146,7 +145,8 @@ class RoutingEvaluation(LightningModule):
                 metrics[f"{stage}/{kind}"] = sum(values) / len(values)
         if f"{stage}/gap" in metrics:
             metrics[f"{stage}/score"] = -metrics[f"{stage}/gap"]
-        metrics["instances"] = float(self.instances)
+        if self.instances:
+            metrics["instances"] = float(self.instances)
         self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in metrics.items()})
 
     def work_per_batch(self, batch: Any) -> int:
@@ -158,6 +158,8 @@ class RoutingEvaluation(LightningModule):
         if self.spec is not None:
             checkpoint["routing_spec"] = vars(self.spec).copy()
             checkpoint["instances"] = self.instances
+        if self.solver is not None:
+            checkpoint["solver_settings"] = asdict(self.solver.settings)
         parent = cast(Any, super())
         if hasattr(parent, "on_save_checkpoint"):
             parent.on_save_checkpoint(checkpoint)
@@ -172,7 +174,7 @@ class RoutingEvaluation(LightningModule):
         if self.spec is None:
             self.spec = spec
             self.build(spec)
-        self._check_spec(spec)
+        check_spec(type(self).__name__, spec, self.spec)
         self.instances = int(checkpoint["instances"])
         parent = cast(Any, super())
         if hasattr(parent, "on_load_checkpoint"):
@@ -184,5 +186,11 @@ class RoutingEvaluation(LightningModule):
         return {"weights": f"{float(total):.17g}", "problem": str(self.spec)}
 
 
-def _shape(spec: RoutingSpec) -> tuple[Any, ...]:
-    return spec.depot, spec.customer_features, spec.context_features, spec.closed
+def check_spec(owner: str, trained: RoutingSpec, wanted: RoutingSpec) -> None:
+    """Raises: ValueError if a solver trained for one problem does not fit another."""
+    shapes = [(s.depot, s.customer_features, s.context_features, s.closed) for s in (trained, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{owner}: the solver is one of problem {trained.name}, the datamodule has {wanted.name}: name a "
+            "checkpoint of the same problem"
+        )

@@ -13,6 +13,7 @@ from modules.contracts import InstanceRequest, RoutingSpec
 from modules.routing.baselines import Baseline, policy_gradient
 from modules.routing.evaluation import RoutingEvaluation
 from modules.routing.solver import Decoding, RoutingSolver, SolverSettings
+from modules.routing.trained import start_from
 from modules.seeds import global_seed, stream_seed
 
 INIT_STREAM = 62
@@ -22,11 +23,17 @@ BASELINE_BATCH = 512
 """Instances at once where policies are compared."""
 
 
-def build_solver(spec: RoutingSpec, settings: SolverSettings) -> RoutingSolver:
-    """A solver whose weights are a function of the run's seed; the global random stream is left as it was."""
+def build_solver(spec: RoutingSpec, settings: SolverSettings, initial: str | None = None) -> RoutingSolver:
+    """A solver whose weights are those of a checkpoint, or a function of the run's seed.
+
+    The global random stream is left as it was. Raises: as :func:`~modules.routing.trained.start_from`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream_seed(global_seed(), INIT_STREAM))
-        return RoutingSolver(spec, settings)
+        solver = RoutingSolver(spec, settings)
+    if initial is not None:
+        start_from(solver, initial)
+    return solver
 
 
 class RoutingPolicyGradient(RoutingEvaluation):
@@ -43,6 +50,7 @@ class RoutingPolicyGradient(RoutingEvaluation):
         lr_decay_steps: training steps at which the learning rate is multiplied by ``lr_decay``.
         lr_decay: in (0, 1].
         epoch_steps: training steps after which the baseline takes stock.
+        initial: checkpoint or run's folder to take the first weights from; ``null``: random ones.
 
     Raises:
         ValueError: a setting out of range.
@@ -59,6 +67,7 @@ class RoutingPolicyGradient(RoutingEvaluation):
         lr_decay_steps: list[int] | None,
         lr_decay: float,
         epoch_steps: int,
+        initial: str | None,
     ) -> None:
         super().__init__(decoding)
         name = type(self).__name__
@@ -70,7 +79,7 @@ class RoutingPolicyGradient(RoutingEvaluation):
             raise ValueError(f"{name}: lr_decay must be in (0, 1], got {lr_decay}")
         if epoch_steps < 1:
             raise ValueError(f"{name}: epoch_steps must be >= 1, got {epoch_steps}")
-        self.settings = solver
+        self.settings, self.initial = solver, initial
         self.lr, self.weight_decay, self.epoch_steps = lr, weight_decay, epoch_steps
         self.lr_decay_steps, self.lr_decay = list(lr_decay_steps or []), lr_decay
         self.solver: RoutingSolver | None = None
@@ -81,7 +90,7 @@ class RoutingPolicyGradient(RoutingEvaluation):
         raise NotImplementedError
 
     def build(self, spec: RoutingSpec) -> None:
-        self.solver = build_solver(spec, self.settings)
+        self.solver = build_solver(spec, self.settings, None if self.resuming else self.initial)
         self.baseline = self.baseline_of(self.solver)
 
     def configure_optimizers(self) -> Any:

@@ -140,7 +140,7 @@ def test_a_route_that_breaks_the_rules_is_not_written(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="draw must be >= 0, got -1"):
         RouteFiles(-1)
-    loader = torch.utils.data.DataLoader([torch.zeros(1)])
+    loader: Any = torch.utils.data.DataLoader([torch.zeros(1)])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="RouteFiles: needs a datamodule of routing instances"):
         quiet(tmp_path, RouteFiles()).predict(InOrder(), loader)
 
