@@ -59,9 +59,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "am20": {"method": "am", "nodes": 20, "batch": 512, "layers": 3, "warmup": 1, "steps": 4},
     "am50": {"method": "am", "nodes": 50, "batch": 256, "layers": 3, "warmup": 1, "steps": 3},
 }
-SAME_ROUTES, COST_DIFFERENCE, LIKELIHOOD_DIFFERENCE = 0.9, 1e-3, 1e-3
+SAME_ROUTES, COST_DIFFERENCE, LIKELIHOOD_DIFFERENCE = 0.9, 1e-3, 2e-5
 """What float32 allows two implementations of one network to differ by. Greedy routes part where two logits are within
-rounding of each other; most do not."""
+rounding of each other; most do not. Log-likelihoods sum over nodes: theirs is per node."""
 
 
 def loop_options(setting: Mapping[str, Any], seed: int, probe: Path, profile: bool = False) -> list[str]:
@@ -125,7 +125,7 @@ def check_equal_work(results: Mapping[str, Mapping[str, Any]], setting: Mapping[
     if (
         probe["same_routes"] < SAME_ROUTES
         or probe["cost_difference"] > COST_DIFFERENCE
-        or not probe["log_likelihood_difference"] <= LIKELIHOOD_DIFFERENCE
+        or not probe["log_likelihood_difference"] <= LIKELIHOOD_DIFFERENCE * setting["nodes"]
     ):
         raise ValueError(f"routing_speed: the same weights decode differently: {probe}")
     if abs(theirs["greedy_cost"] / ours["greedy_cost"] - 1.0) > COST_DIFFERENCE:

@@ -1,4 +1,4 @@
-"""What a curriculum over scales looks like: gap by scale, the staircase and its weights, and the generators' densities."""
+"""How a curriculum over scales goes: gap by scale, the staircase and its weights, the generators' densities."""
 
 from __future__ import annotations
 

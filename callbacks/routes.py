@@ -46,10 +46,10 @@ class RouteFiles(Callback):
     """Writes what ``test`` and ``predict`` found into the run folder.
 
     ``routes/<name>.tour`` (TSPLIB 95, TOUR_SECTION, nodes from 1) of problems without depot, ``routes/<name>.sol``
-    (CVRPLIB, ``Route #k: customers``, from 1, the depot being 0) of those with one; ``routes.csv`` and ``routes.json``
-    with set, name, size (customers), cost, reference and gap (percent; both empty where not known) of each instance
-    and, in the JSON, the mean and largest gap of each set. ``test`` prints the sets, ``predict`` every instance. No
-    route that breaks the problem's rules is written.
+    (CVRPLIB, ``Route #k: customers``, from 1, the depot being 0) of those with one, each when its batch is solved; in
+    the end ``routes.csv`` and ``routes.json`` with set, name, size (customers), cost, reference and gap (percent; both
+    empty where not known) of each instance and, in the JSON, the mean and largest gap of each set. ``test`` prints the
+    sets, ``predict`` every instance. No route that breaks the problem's rules is written.
 
     The module's ``test_step`` and ``predict_step`` return a TensorDict ``[B]`` with ``index`` int64 (-1: a row that
     only fills the batch up), ``actions`` int64 ``[B, T]``, ``cost``, ``reference`` and ``gap`` ``[B]``.
@@ -70,6 +70,7 @@ class RouteFiles(Callback):
         self.draw = draw
         self._folder = Path()
         self._solved: list[SolvedInstance] = []
+        self._lines: list[str] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective: on all ranks
@@ -83,7 +84,7 @@ class RouteFiles(Callback):
             )
         if self.draw:
             require("matplotlib.figure", extra=_EXTRA)  # not after hours of solving
-        self._solved = []
+        self._solved, self._lines = [], []
 
     # -- collecting ---------------------------------------------------------------------------------------------------
     def on_test_batch_end(
@@ -111,7 +112,11 @@ class RouteFiles(Callback):
                 continue
             drawn = points[row].detach().double().cpu() if number < self.draw else None
             actions = solved["actions"][row].clone()  # alone: a view would send the whole batch to other ranks
-            self._solved.append(SolvedInstance(dataloader, number, size, actions, cost, reference, gap, drawn))
+            one = SolvedInstance(dataloader, number, size, actions, cost, reference, gap, drawn)
+            name = data.instance_name(dataloader, number)
+            with atomic_write(self._path(data, name), "w") as stream:  # now: a kill takes only what is not solved
+                stream.write(_text(data, one, name))
+            self._solved.append(one)
 
     # -- writing ------------------------------------------------------------------------------------------------------
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,9 +124,8 @@ class RouteFiles(Callback):
         if found is None:
             return
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        for line in _set_lines(summary_by_set([_row(data, one) for one in found])):
-            print(line)
-        print(f"routes: {self._folder / 'routes'}")
+        self._lines = _set_lines(summary_by_set([_row(data, one) for one in found]))
+        self._lines.append(f"routes: {self._folder / 'routes'}")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         found = self._write(trainer)
@@ -131,7 +135,13 @@ class RouteFiles(Callback):
         for one in found:
             row = _row(data, one)
             gap = "" if math.isnan(one.gap) else f", gap {one.gap:.2f} %"
-            print(f"{_printable(row['name'])}: cost {_short(one.cost)}{gap}, {self._path(data, row['name'])}")
+            line = f"{_printable(row['name'])}: cost {_short(one.cost)}{gap}, {self._path(data, row['name'])}"
+            self._lines.append(line)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for line in self._lines:  # only now is the progress bar closed
+            print(line)
+        self._lines = []
 
     def _write(self, trainer: Trainer) -> list[SolvedInstance] | None:
         """Everything that all ranks solved, in order, once it is on disk; ``None`` on other ranks than 0."""
@@ -141,9 +151,6 @@ class RouteFiles(Callback):
             return None
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         rows = [_row(data, one) for one in found]
-        for one, row in zip(found, rows, strict=True):
-            with atomic_write(self._path(data, row["name"]), "w") as stream:
-                stream.write(_text(data, one, row["name"]))
         write_csv(self._folder / "routes.csv", COLUMNS, ([row[key] for key in COLUMNS] for row in rows))
         write_json(self._folder / "routes.json", {"instances": rows, "sets": summary_by_set(rows)})
         pictures = sorted((one for one in found if one.points is not None), key=lambda one: (one.index, one.dataloader))
@@ -279,7 +286,7 @@ def draw_routes(one: SolvedInstance, name: str, depot: bool) -> Any:
     colours = require("matplotlib", extra=_EXTRA).colormaps["tab20"]
     for number, trip in enumerate(closed):
         x, y = one.points[[*trip, trip[0]]].T.tolist()
-        axes.plot(x, y, linewidth=1.2, color=colours(number % 20))
+        axes.plot(x, y, linewidth=1.2, color=colours(number * 2 % 20 + number // 10 % 2))  # ten strong ones first
     x, y = one.points.T.tolist()
     axes.scatter(x, y, s=10, color="black", zorder=2)
     if depot:

@@ -27,11 +27,11 @@ class RoutingLibDataModule(LightningDataModule):
     """Files of one problem as evaluation data; batches are as :class:`modules.contracts.ProvidesRoutingInstances` says.
 
     A batch is one instance ``[1]``, since sizes differ: ``locs`` float32 ``[1, N, 2]`` (normalised: what solvers see),
-    ``original`` float64 ``[1, N, 2]`` and ``rounded`` bool ``[1]`` (what costs are measured in: distances of EUC_2D are
-    rounded), ``index`` int64 ``[1]``, ``reference`` float64 ``[1]`` (NaN where no optimum is known); of cvrp also
-    ``demand`` float32 ``[1, N - 1]``, shares of ``capacity`` int64 ``[1]``. Each folder is a set with a dataloader of
-    its own, called like the folder, the smallest instance first. Rank r of W takes the instances ``r, r + W, ...`` of a
-    set; ranks that would have one fewer repeat the smallest with ``index`` -1.
+    ``original`` float64 ``[1, N, 2]`` and ``rounded`` bool ``[1]`` (what costs are measured in), ``index`` int64
+    ``[1]``, ``reference`` float64 ``[1]`` (NaN where no optimum is known); of cvrp also ``demand`` float32
+    ``[1, N - 1]``, shares of ``capacity`` int64 ``[1]``. Each folder is a set with a dataloader of its own, called like
+    the folder, the smallest instance first. Rank r of W takes the instances ``r, r + W, ...`` of a set; ranks that
+    would have one fewer repeat the smallest with ``index`` -1.
 
     Args:
         problem: ``tsp`` or ``cvrp``.
@@ -42,11 +42,13 @@ class RoutingLibDataModule(LightningDataModule):
         max_size: customers of the largest instance to take; larger ones are left out.
         normalize: ``unit_box`` moves each instance to the origin and divides it by its larger side; ``none`` takes
             coordinates as they are, which must then lie in [0, 1].
+        rounded: whether each distance is rounded to the nearest whole number, as EUC_2D and published optima have it.
+            ``false`` with ``normalize: none``: in the unit square, rounded distances would be 0 or 1.
 
     Raises:
-        ValueError: an unknown problem, ``files`` empty, ``max_size`` below 1; from :meth:`setup`, a file that can't be
-            read, names nothing, or is of another problem, coordinates outside [0, 1] without normalisation, or optima
-            none of which is of these instances.
+        ValueError: an unknown problem, ``files`` empty, ``max_size`` below 1, ``normalize: none`` with ``rounded``;
+            from :meth:`setup`, a file that can't be read, or is of another problem, a folder without files, coordinates
+            outside [0, 1] without normalisation, or optima none of which is of these instances.
         FileNotFoundError: from :meth:`setup`, an entry of ``files`` or ``optima`` that is not there.
     """
 
@@ -57,6 +59,7 @@ class RoutingLibDataModule(LightningDataModule):
         optima: str | None = None,
         max_size: int | None = None,
         normalize: Literal["unit_box", "none"] = "unit_box",
+        rounded: bool = True,
     ) -> None:
         super().__init__()
         if problem not in SUFFIXES:
@@ -67,8 +70,14 @@ class RoutingLibDataModule(LightningDataModule):
             raise ValueError(f"RoutingLibDataModule: max_size must be >= 1 or null, got {max_size}")
         if normalize not in ("unit_box", "none"):
             raise ValueError(f"RoutingLibDataModule: normalize must be unit_box or none, got {normalize!r}")
+        if normalize == "none" and rounded:
+            raise ValueError(
+                "RoutingLibDataModule: rounded must be false with normalize none: distances between nodes in [0, 1] "
+                "would be rounded to 0 or 1"
+            )
         self.problem: RoutingProblem = make_problem(problem)
-        self.files, self.optima, self.max_size, self.normalize = list(files), optima, max_size, normalize
+        self.files, self.optima, self.max_size = list(files), optima, max_size
+        self.normalize, self.rounded = normalize, rounded
         self.evaluation_sets: Sequence[str] = []
         self._sets: list[list[TensorDict]] = []
         self._names: list[list[str]] = []
@@ -160,7 +169,7 @@ class RoutingLibDataModule(LightningDataModule):
         fields = {
             "locs": locs.float(),
             "original": original,
-            "rounded": torch.ones(1, dtype=torch.bool),
+            "rounded": torch.tensor([self.rounded]),
             "index": torch.tensor([index]),
             "reference": torch.tensor([reference], dtype=torch.float64),
         }

@@ -1,7 +1,7 @@
 """rl4co's POMO and REINFORCE: a step as its ``shared_step`` makes it, without Lightning's trainer around it.
 
 To its advantage, its checks of solutions and for NaN, both on by default, are off, and its decoder's attention is the
-faster of the two that it offers: ``simple`` for POMO on 20 nodes (by 5 to 12 %), else torch's own, its default.
+faster of the two that it offers, as measured up to 100 nodes: ``simple`` for POMO on 20, else torch's own, its default.
 """
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-# Two of us write issue 6 part 3: see /tmp/part3/NOTE_FROM_THE_OTHER_ENGINEER.md (this line goes away)
 """Files of routing instances and solutions as people have them: TSPLIB95 and CVRPLIB.
 
 Formats: Reinelt, "TSPLIB 95" (1995), sections 1 and 2; Uchoa et al., "New benchmark instances for the capacitated

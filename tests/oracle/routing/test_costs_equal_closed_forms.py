@@ -49,6 +49,20 @@ def test_rounding_is_that_of_each_leg_and_of_the_original():
     torch.testing.assert_close(cost, torch.tensor([[1.0 + 2.0 + 3.0], [5.8]], dtype=torch.float64))
 
 
+def test_limits_hold_for_rounded_legs():
+    """0-1-2-0 is 1.4 + 1.5 + 2.9 = 5.8 long, or 1 + 2 + 3 = 6 with rounded legs."""
+    problem = make_problem("op")
+    locs = torch.tensor([[[0.0, 0.0], [1.4, 0.0], [2.9, 0.0]]] * 2, dtype=torch.float64)
+    fields = {"locs": locs.float() / 10, "original": locs, "rounded": torch.tensor([True, False])}
+    pair = TensorDict({**fields, "prize": torch.ones(2, 2), "limit": torch.tensor([5.9, 5.9])}, [2])
+    state = problem.begin(pair, 1)
+    problem.step(state, torch.ones(2, 1, dtype=torch.int64))
+    assert state["allowed"][:, 0, 2].tolist() == [False, True]
+    problem.check(pair[1:], torch.tensor([[[1, 2]]]))
+    with pytest.raises(ValueError, match="exceed the limit"):
+        problem.check(pair[:1], torch.tensor([[[1, 2]]]))
+
+
 def random_routes(problem, instances, rollouts, seed):
     generator = torch.Generator().manual_seed(seed)
     state, actions = problem.begin(instances, rollouts), []

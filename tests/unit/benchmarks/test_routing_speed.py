@@ -199,9 +199,8 @@ def _attend(q, k, v, heads: int, allowed=None) -> torch.Tensor:  # [M, dim], [N,
     return torch.cat(found, -1)
 
 
-def plain_log_probs(args, weights, locs: torch.Tensor, route: list[int]) -> torch.Tensor:
-    """Log-probabilities ``[N]`` of the node after ``route``: the attention model of one instance ``[N, 2]`` by the
-    formulas of Kool et al. 2019, section 3, on rl4co's names."""
+def plain_encode(args, weights, locs: torch.Tensor) -> torch.Tensor:
+    """Embeddings ``[N, dim]`` of one instance ``[N, 2]``: Kool et al. 2019, section 3.1, on rl4co's names."""
     embed = "encoder.init_embedding.init_embed"
     x = locs @ weights[f"{embed}.weight"].T + weights[f"{embed}.bias"]
     for number in range(args.layers):
@@ -214,13 +213,18 @@ def plain_log_probs(args, weights, locs: torch.Tensor, route: list[int]) -> torc
             for place in (0, 1)
         )
         x = _norm(x + (x @ up.T + up_bias).relu() @ down.T + down_bias, weights, f"{layer}.3.normalizer")
+    return x
+
+
+def plain_log_probs(args, weights, x: torch.Tensor, route: list[int]) -> torch.Tensor:
+    """Log-probabilities ``[N]`` of the node after ``route``, given embeddings: Kool et al. 2019, section 3.2."""
     keys, values, logit_keys = (x @ weights["decoder.project_node_embeddings.weight"].T).chunk(3, -1)
     place = "decoder.context_embedding"
     context = torch.cat([x[route[0]], x[route[-1]]]) if route else weights[f"{place}.W_placeholder"]
     query = weights[f"{place}.project_context.weight"] @ context
     if args.network["graph_context"]:
         query = query + weights["decoder.project_fixed_context.weight"] @ x.mean(0)
-    allowed = torch.ones(locs.shape[0], dtype=torch.bool)
+    allowed = torch.ones(x.shape[0], dtype=torch.bool)
     allowed[route] = False
     glimpse = _attend(query[None], keys, values, args.heads, allowed) @ weights["decoder.pointer.project_out.weight"].T
     logits = 10.0 * torch.tanh(glimpse[0] @ logit_keys.T / args.dim**0.5)
@@ -233,10 +237,11 @@ def plain_greedy(args, weights):
     def greedy(locs: torch.Tensor):
         routes, totals = [], []
         for one in locs:
+            x = plain_encode(args, weights, one)
             for start in range(args.rollouts):
                 route, total = ([start], 0.0) if args.pomo else ([], 0.0)
                 while len(route) < args.nodes:
-                    log_probs = plain_log_probs(args, weights, one, route)
+                    log_probs = plain_log_probs(args, weights, x, route)
                     route.append(int(log_probs.argmax()))
                     total += float(log_probs.max())
                 routes.append(route)
@@ -350,6 +355,7 @@ def _probe(**change) -> dict:
      ({"greedy_cost": 15.5}, "15.5 long on average"), ({"parameters": 1_285_377}, "19584 more are the peer's own"),
      ({"greedy_cost": 6.6}, "6.5 and 6.6 long on average"), (_probe(same_routes=0.8), "decode differently"),
      (_probe(cost_difference=0.01), "decode differently"),
+     (_probe(log_likelihood_difference=5e-4), "decode differently"),
      (_probe(log_likelihood_difference=float("nan")), "decode differently")],
 )  # fmt: skip
 def test_unequal_work_is_refused(load, change, message):

@@ -137,6 +137,20 @@ def test_a_route_that_breaks_the_rules_is_not_written(tmp_path):
     assert not (tmp_path / "run" / "routes").exists()
 
 
+def test_a_kill_leaves_the_routes_solved_before_it(tmp_path):
+    class Killed(InOrder):
+        def predict_step(self, batch: TensorDict, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            if batch_idx == 1:
+                raise KeyError("killed")
+            return super().test_step(batch, batch_idx)
+
+    data = RoutingLibDataModule("tsp", [str(tsp_folder(tmp_path) / "a")])
+    with pytest.raises(KeyError, match="killed"):
+        quiet(tmp_path / "run", RouteFiles()).predict(Killed(), data)
+    written = [str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert written == ["routes/square.tour"]
+
+
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="draw must be >= 0, got -1"):
         RouteFiles(-1)
@@ -197,7 +211,8 @@ def test_rows_that_fill_up_are_dropped_and_ranks_are_joined(tmp_path, monkeypatc
     others = RouteFiles(draw=0)
     here = RouteFiles(draw=0)
     fake: Any = SimpleNamespace(datamodule=data, world_size=2, is_global_zero=True, loggers=[], log_dir=str(tmp_path))
-    here.setup(fake, None, "test")  # pyright: ignore[reportArgumentType]
+    for callback in (here, others):
+        callback.setup(fake, None, "test")  # pyright: ignore[reportArgumentType]
     collected(here, fake, [2, 0], 1.5)
     collected(others, fake, [1, -1, 0], 2.5)
 

@@ -200,7 +200,9 @@ def test_large_whole_demands_are_exact():
     demand = torch.tensor([[100_000.0, 100_000.0, 100_001.0]]) / capacity
     one = TensorDict({"locs": torch.tensor([LINE]), "demand": demand, "capacity": torch.tensor([capacity])}, [1])
     problem.check_instances(one)
-    assert allowed_after(problem, one, [1])[0] == [0, 2]
+    nodes, state = allowed_after(problem, one, [1])
+    assert nodes == [0, 2]
+    assert float(problem.context(state)) == 0.5  # a share, though units are counted
     problem.check(one, torch.tensor([[[1, 2, 0, 3]]]))
     with pytest.raises(ValueError, match="capacity"):
         problem.check(one, torch.tensor([[[1, 3, 0, 2]]]))

@@ -142,12 +142,24 @@ def test_batches_are_copies(folder):
 
 def test_without_normalisation(folder):
     write_instance(folder / "unit" / "u.tsp", LibInstance("tsp", "", points(4, 1.0) + 1 / 3))
-    batch = rows(made("tsp", [str(folder / "unit")], normalize="none"))[0][0]
+    batch = rows(made("tsp", [str(folder / "unit")], normalize="none", rounded=False))[0][0]
     assert torch.equal(batch["locs"], batch["original"].float())
+    assert not bool(batch["rounded"])
     with pytest.raises(
         ValueError, match=r"small\.tsp has coordinates from .* outside \[0, 1\]: set normalize to unit_box"
     ):
-        made("tsp", [str(folder / "tsp")], normalize="none")
+        made("tsp", [str(folder / "tsp")], normalize="none", rounded=False)
+
+
+def test_exact_distances(folder):
+    length = 0.0
+    for rounded in (False, True):
+        data = made("tsp", [str(folder / "tsp" / "small.tsp")], rounded=rounded)
+        nodes = points(3)
+        sides = [float((nodes[i] - nodes[i - 1]).norm()) for i in range(3)]
+        length = sum(map(round, sides)) if rounded else sum(sides)
+        assert float(data.problem.cost(rows(data)[0][0], torch.tensor([[[0, 1, 2]]]))) == pytest.approx(length)
+    assert length == int(length)
 
 
 def test_nodes_in_one_place(folder):
@@ -162,6 +174,7 @@ def test_nodes_in_one_place(folder):
         ({"files": []}, r"files must be a list of files, folders or patterns, got \[\]"),
         ({"files": "tsp"}, "files must be a list"),
         ({"max_size": 0}, "max_size must be >= 1 or null, got 0"),
+        ({"normalize": "none"}, "rounded must be false with normalize none"),
         ({"normalize": "box"}, "normalize must be unit_box or none, got 'box'"),
     ],
 )
@@ -208,4 +221,5 @@ def test_settings_are_plain_and_saved(folder):
         "optima": str(folder / "optima.csv"),
         "max_size": 5,
         "normalize": "unit_box",
+        "rounded": True,
     }

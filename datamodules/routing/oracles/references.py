@@ -1,0 +1,187 @@
+"""Reference costs of batches: the oracle's routes, checked and measured by the problem itself, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import multiprocessing
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from datamodules.routing.oracles.base import Instance, Oracle, Route, instances_of
+from datamodules.routing.oracles.exact import LARGEST, Exact
+from datamodules.routing.oracles.heuristics import Insertion, RuinRecreate, TwoOpt
+from datamodules.routing.oracles.packages import Elkai, ORTools, PrizeCollecting, PyVRP
+from modules.contracts import RoutingProblem
+from modules.files import atomic_write
+
+log = logging.getLogger(__name__)
+_FIELDS = ("locs", "original", "rounded", "demand", "capacity", "prize", "real_prize", "penalty", "limit")
+_CHUNK = 16
+"""Instances that a worker process solves at a time."""
+
+NAMED = {
+    "exact": Exact,
+    "elkai": Elkai,
+    "pyvrp": PyVRP,
+    "ortools": ORTools,
+    "prize_collecting": PrizeCollecting,
+    "ruin_recreate": RuinRecreate,
+    "two_opt": TwoOpt,
+    "nearest_insertion": lambda: Insertion("nearest"),
+    "farthest_insertion": lambda: Insertion("farthest"),
+    "random_insertion": lambda: Insertion("random"),
+}
+_told: set[str] = set()
+
+
+def make_oracle(name: str) -> Oracle:
+    """The oracle called ``name``, or ``name(number)`` with its first setting, e.g. ``elkai(10)``.
+
+    Raises:
+        ValueError: an unknown name, naming those that are known.
+        ImportError: its package is not installed.
+    """
+    head, _, rest = name.partition("(")
+    if head not in NAMED or (rest and not (rest.endswith(")") and rest[:-1].isdigit())):
+        raise ValueError(f"oracle: unknown oracle {name!r}; there are auto, {', '.join(NAMED)}, and e.g. elkai(10)")
+    if head.endswith("_insertion") or head in ("exact", "two_opt"):
+        if rest:
+            raise ValueError(f"oracle: {head} has no setting, got {name!r}")
+        return NAMED[head]()
+    return NAMED[head](int(rest[:-1])) if rest else NAMED[head]()
+
+
+def default_oracle(problem: str, size: int) -> Oracle:
+    """The best oracle at hand for ``problem`` with ``size`` customers; without packages a built-in one."""
+    here = {package: importlib.util.find_spec(package) is not None for package in ("elkai", "pyvrp", "ortools")}
+    if problem == "tsp":
+        if here["elkai"]:
+            return Elkai()
+        return Exact() if size <= LARGEST["tsp"] else RuinRecreate()
+    if problem in ("cvrp", "sdvrp"):
+        if problem == "cvrp" and size <= 7:
+            return Exact()
+        return PyVRP() if here["pyvrp"] else RuinRecreate()
+    if problem in LARGEST and size <= LARGEST[problem]:
+        return Exact()
+    if problem in ("pctsp", "spctsp") and here["ortools"]:
+        return ORTools()
+    if problem in ("pctsp", "spctsp") and here["pyvrp"]:
+        return PrizeCollecting()
+    if problem == "op" and here["pyvrp"]:
+        return PyVRP()
+    return RuinRecreate()
+
+
+class References:
+    """Costs and routes of an oracle.
+
+    Args:
+        oracle: an oracle, or its name.
+        cache_dir: folder in which results are kept; one file per call, found again by the content of each instance and
+            the oracle's name, so that ranks and runs can share it. ``None``: nothing is kept.
+        workers: processes to solve in; 0 or 1: this one.
+    """
+
+    def __init__(self, oracle: Oracle | str, cache_dir: str | Path | None = None, workers: int = 0) -> None:
+        self.oracle = make_oracle(oracle) if isinstance(oracle, str) else oracle
+        self.folder = None if cache_dir is None else Path(cache_dir)
+        self.workers = workers
+
+    def costs(self, problem: RoutingProblem, instances: TensorDict) -> Tensor:
+        """``[B]`` float64 costs of :meth:`routes`, measured by the problem in float64."""
+        return self._solved(problem, instances)[1]
+
+    def routes(self, problem: RoutingProblem, instances: TensorDict) -> Tensor:
+        """``[B, T]`` int64 routes, waiting at the depot at their ends; they pass the problem's own check."""
+        return self._solved(problem, instances)[0]
+
+    def _solved(self, problem: RoutingProblem, instances: TensorDict) -> tuple[Tensor, Tensor]:
+        name = problem.spec.name
+        self._tell(name)
+        plain = instances_of(name, instances)
+        keys = self._keys(name, instances)
+        known = self._load() if self.folder is not None else {}
+        missing = [number for number, key in enumerate(keys) if key not in known]
+        found = dict(zip((keys[n] for n in missing), self._solve([plain[n] for n in missing]), strict=True))
+        if found and self.folder is not None:
+            self._keep(found)
+        routes = [(found.get(key) or known.get(key) or []) for key in keys]
+        longest = max(1, max(len(route) for route in routes))
+        padded = torch.tensor([[*route, *[0] * (longest - len(route))] for route in routes], dtype=torch.int64)
+        exact = TensorDict(
+            {k: v.double() if v.is_floating_point() else v for k, v in instances.items()}, instances.shape
+        )
+        exact = exact.to("cpu")
+        actions = padded.unsqueeze(1)
+        problem.check(exact, actions)
+        return padded, problem.cost(exact, actions).squeeze(1).double()
+
+    def _tell(self, problem: str) -> None:
+        line = f"reference costs of {problem} by {self.oracle.name}"
+        if line not in _told:
+            _told.add(line)
+            kind = "proven optima" if self.oracle.exact else "a heuristic: gaps to it can be negative"
+            log.info("%s (%s)", line, kind)
+
+    def _solve(self, instances: list[Instance]) -> list[Route]:
+        if self.workers <= 1 or len(instances) <= _CHUNK:
+            return self.oracle.solve(instances)
+        parts = [instances[first : first + _CHUNK] for first in range(0, len(instances), _CHUNK)]
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(self.workers, len(parts)), mp_context=context) as pool:
+            return [route for routes in pool.map(self.oracle.solve, parts) for route in routes]
+
+    # -- on disk ------------------------------------------------------------------------------------------------------
+    def _keys(self, problem: str, instances: TensorDict) -> list[str]:
+        parts = [(name, instances.get(name, None)) for name in _FIELDS]
+        arrays = [(name, value.cpu().contiguous().numpy()) for name, value in parts if value is not None]
+        keys = []
+        for number in range(len(instances)):
+            sha = hashlib.sha256(f"{problem};{self.oracle.name}".encode())
+            for name, array in arrays:
+                sha.update(f";{name}:{array.dtype}:{array.shape[1:]};".encode())
+                sha.update(np.ascontiguousarray(array[number]).tobytes())
+            keys.append(sha.hexdigest())
+        return keys
+
+    def _files(self) -> Iterator[Path]:
+        assert self.folder is not None
+        label = hashlib.sha256(self.oracle.name.encode()).hexdigest()[:16]
+        yield from sorted((self.folder / label).glob("*.npz")) if (self.folder / label).is_dir() else []
+
+    def _load(self) -> dict[str, Route]:
+        known: dict[str, Route] = {}
+        for file in self._files():
+            try:
+                with np.load(file, allow_pickle=False) as content:
+                    keys, routes, lengths = content["keys"], content["routes"], content["lengths"]
+                if not len(keys) == len(routes) == len(lengths):
+                    raise ValueError("arrays of different lengths")
+                for key, route, length in zip(keys.tolist(), routes.tolist(), lengths.tolist(), strict=True):
+                    known[key] = route[:length]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                log.warning("%s is damaged and left out, its costs are computed anew: %s", file, error)
+        return known
+
+    def _keep(self, found: dict[str, Route]) -> None:
+        assert self.folder is not None
+        longest = max(1, max(len(route) for route in found.values()))
+        routes = np.array([[*route, *[0] * (longest - len(route))] for route in found.values()], dtype=np.int32)
+        keys = np.array(list(found))
+        label = hashlib.sha256(self.oracle.name.encode()).hexdigest()[:16]
+        digest = hashlib.sha256("".join(found).encode()).hexdigest()[:32]
+        file = self.folder / label / f"{digest}.npz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as stream:
+            lengths = np.array([len(route) for route in found.values()], dtype=np.int32)
+            np.savez_compressed(stream, keys=keys, routes=routes, lengths=lengths)
