@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor
 
-from modules.asp.game import Mixture, ScaleGame, weights_of
+from modules.asp.game import Mixture, ScaleGame, gathered, weights_of
 from modules.asp.generator import GeneratorLearner, GeneratorSettings
 from modules.asp.settings import EvaluationSettings, SolverTraining, StaircaseSettings
 from modules.asp.staircase import Staircase, shares
@@ -44,7 +44,8 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
     is minus its mean gap (percent) on a fixed set of instances of ``j``. The solver in training is what ``test`` and
     ``predict`` use, unless ``evaluation.keep`` names one of the best ones.
 
-    Metrics: ``train/solver/{loss,cost,entropy,grad_norm}``, ``train/generator/{reward,log_density,grad_norm}``,
+    Metrics: ``train/solver/{loss,cost,entropy,grad_norm}``,
+    ``train/generator/{reward,log_density,grad_norm,left_out}``,
     ``gap/held_out/<n>``, ``gap/mean_seen``, ``gap/mean_all`` (percent), ``curriculum/{scale,phase,weight_<n>}``,
     ``psro/{value,entropy_solvers,entropy_generators,response_gain}``, ``instances`` (that trained solvers, all ranks).
 
@@ -110,6 +111,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         self.best: dict[str, tuple[float, dict[str, Tensor]]] = {}
         self._gaps: dict[int, float] = {}
         self._plan: list[tuple[int, int]] = []
+        self._shown: dict[str, float] = {}
         self.save_hyperparameters(ignore=["meta_solver"], logger=False)
 
     # -- networks -----------------------------------------------------------------------------------------------------
@@ -249,7 +251,9 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
             self.members[1].append(self.learner.member())
             assert self.payoff_table is not None
             self.payoff_table.grow(1)
-        return {**self._latest, **metrics, "curriculum/training_scale": float(scale)}
+        # all that was ever logged, again at every step: Lightning goes on showing it, and a resumed run would not
+        self._shown |= {**metrics, "curriculum/training_scale": float(scale)}
+        return self._shown
 
     def end_response(self) -> None:
         """Freeze the solver's response into its population."""
@@ -327,16 +331,16 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         kind, number = self._plan[self.cursor]
         if kind == SETS:
             self._add_set(batch, number)
-            return self._latest
+            return self._shown
         assert self.solver is not None
         self._gaps[number] = self._mean_gap(self.solver, batch)
-        return self._latest
+        return self._shown
 
     def _add_set(self, batch: TensorDict, number: int) -> None:
         """Keep the instances of generator ``number`` and fill the cells that they allow."""
         assert self.game is not None
         assert self.payoff_table is not None
-        self.game.sets[number] = self._gathered(batch)
+        self.game.sets[number] = gathered(batch, self._world, self.device)
         for row, column in self.payoff_table.missing().tolist():
             if column in self.game.sets:
                 gaps = self._gaps_of(self._solver_number(row), self.game.share(column, self.global_rank, self._world))
@@ -346,18 +350,6 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
     @property
     def _world(self) -> int:
         return self.trainer.world_size
-
-    def _gathered(self, batch: TensorDict) -> TensorDict:
-        """The instances of all ranks, on the CPU."""
-        if self._world == 1:
-            return batch.to("cpu")
-        parts: dict[str, Tensor] = {}
-        for key, value in batch.items():
-            mine = value.to(self.device).contiguous()
-            gathered = [torch.empty_like(mine) for _ in range(self._world)]
-            torch.distributed.all_gather(gathered, mine)
-            parts[str(key)] = torch.cat(gathered).cpu()
-        return TensorDict(parts, [len(parts["index"])])
 
     def _gaps_of(self, solver: RoutingSolver, batch: TensorDict) -> Tensor:
         """Gaps in percent of this rank's instances, those without one (reference 0 or unknown) left out."""
@@ -453,6 +445,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
             "solved": {scale: [q, members.state_dict()] for scale, (q, members) in self.solved.items()},
             "best": {name: [gap, weights] for name, (gap, weights) in self.best.items()},
             "gaps": dict(self._gaps),
+            "shown": dict(self._shown),
             "plan": [list(step) for step in self._plan],
         }
 
@@ -471,6 +464,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
             self.solved[self.staircase.scales[-1]] = (self.solved[self.staircase.scales[-1]][0], self.members[1])
         self.best = {name: (float(gap), weights) for name, (gap, weights) in state["best"].items()}
         self._gaps = {int(scale): float(gap) for scale, gap in state["gaps"].items()}
+        self._shown = dict(state["shown"])
         self._plan = [(int(kind), int(number)) for kind, number in state["plan"]]
 
     def generator_densities(self, side: int) -> list[tuple[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict
@@ -39,7 +39,7 @@ class RoutingProblem(Protocol):
     finished route stays at the depot at no cost. All work is batched and on the device of the instances.
     """
 
-    spec: RoutingSpec
+    spec: ClassVar[RoutingSpec]
 
     def generate(self, locs: torch.Tensor, generator: torch.Generator) -> TensorDict:
         """Instances ``[B]`` at coordinates ``locs`` ``[B, N, 2]``, everything else drawn from ``generator``.

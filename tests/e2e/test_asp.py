@@ -190,7 +190,12 @@ def test_a_solver_of_another_problem_is_refused(cli, support_configs, tmp_path, 
     test = ["test", "-c", str(support_configs / "routing_pomo.yaml"), "--ckpt_path", str(trained)]
     capsys.readouterr()
     assert (
-        cli(*test, "--data.init_args.problem=cvrp", "--data.init_args.eval_sets={uniform: {sizes: [10], count: 2}}")
+        cli(
+            *test,
+            "--data.init_args.problem=cvrp",
+            "--data.init_args.eval_sets={uniform: {sizes: [10], count: 2}}",
+            "--data.init_args.size=10",
+        )
         != 0
     )
     assert "of problem tsp, the datamodule has cvrp" in capsys.readouterr().err.strip().splitlines()[-1]
