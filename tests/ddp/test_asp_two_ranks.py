@@ -17,6 +17,8 @@ def _check(done: subprocess.CompletedProcess) -> None:
 
 def _close(one, two, where="", tolerance=2e-4):
     """Nested values equal, floats up to the order of additions."""
+    if where.endswith(".down.bias"):  # the norm behind it takes it out: its gradient is rounding, which Adam scales up
+        return
     if isinstance(one, dict):
         assert one.keys() == two.keys(), where
         for key in one:
