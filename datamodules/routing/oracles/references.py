@@ -50,8 +50,8 @@ def make_oracle(name: str) -> Oracle:
         ValueError: an unknown name, naming those that are known.
         ImportError: its package is not installed.
     """
-    head, _, rest = name.partition("(")
-    if head not in NAMED or (rest and not (rest.endswith(")") and rest[:-1].isdigit())):
+    head, bracket, rest = name.partition("(")
+    if head not in NAMED or (bracket and not (rest.endswith(")") and rest[:-1].isdigit())):
         raise ValueError(f"oracle: unknown oracle {name!r}; there are auto, {', '.join(NAMED)}, and e.g. elkai(10)")
     if head.endswith("_insertion") or head in ("exact", "two_opt"):
         if rest:
@@ -163,7 +163,8 @@ class References:
         known: dict[str, Route] = {}
         for file in self._files():
             try:
-                with np.load(file, allow_pickle=False) as content:
+                # opened here: numpy leaves the file of a damaged archive open
+                with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
                     keys, routes, lengths = content["keys"], content["routes"], content["lengths"]
                 if not len(keys) == len(routes) == len(lengths):
                     raise ValueError("arrays of different lengths")
