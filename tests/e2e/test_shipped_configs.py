@@ -28,6 +28,8 @@ def layers(path: Path) -> list[object]:
     method, *rest = path.relative_to(CONFIGS).with_suffix("").parts
     if method == "emax" and len(rest) == 2:
         below = CONFIGS / method / "laptop.yaml"
+    elif method == "asp" and len(rest) == 2:
+        below = CONFIGS / method / "tsp.yaml"
     elif method == "psd_psro" and len(rest) == 2:
         below = CONFIGS / method / f"{OTHERS.get('/'.join(rest), FOLDERS[rest[0]])}.yaml"
     elif f"{method}/{path.stem}" in LAYERS:
@@ -37,7 +39,7 @@ def layers(path: Path) -> list[object]:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_experiment_parses(cli, capsys, path):
-    verb = "test" if path.stem.startswith(("evaluate", "prove", "proxy_fit")) else "fit"
+    verb = "test" if path.stem.startswith(("evaluate", "predict", "prove", "proxy_fit")) else "fit"
     assert cli(verb, *layers(path), "--print_config") == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"]
 
