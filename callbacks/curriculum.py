@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from callbacks.figures import write_figure
 from callbacks.population import PopulationCallback
 from modules.contracts import ReportsGenerators
-from modules.files import atomic_write
 from modules.optional import require
 
 _EXTRA = "routing"
@@ -61,11 +60,7 @@ class CurriculumFigures(PopulationCallback):
         if isinstance(module, ReportsGenerators):
             figures["generators"] = draw_densities(module.generator_densities(self.side))
         for name, figure in figures.items():
-            with atomic_write(self._folder / "figures" / f"curriculum_{name}.png") as stream:
-                figure.savefig(stream, format="png", dpi=120)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(f"curriculum/{name}", figure, trainer.global_step)
+            write_figure(trainer, self._folder / "figures", f"curriculum/{name}", figure)
 
 
 def _figure(width: float, height: float) -> Any:

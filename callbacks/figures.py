@@ -8,7 +8,17 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from modules.files import atomic_write
 from modules.optional import require
+
+
+def write_figure(trainer: Trainer, folder: Path, name: str, figure: Any) -> None:
+    """Put ``figure`` into TensorBoard as ``name`` (``group/what``) and, as PNG ``group_what.png``, into ``folder``."""
+    with atomic_write(folder / f"{name.replace('/', '_')}.png") as stream:
+        figure.savefig(stream, format="png", dpi=120)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(name, figure, trainer.global_step)
 
 
 class MetricFigures(Callback):
@@ -56,12 +66,7 @@ class MetricFigures(Callback):
             lines = {key: points for key, points in self.history.items() if key.startswith(f"{family}_")}
             if not lines:
                 continue
-            figure = self._draw(family, lines)
-            folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / f"{family.replace('/', '_')}.png", dpi=120)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(family, figure, trainer.global_step)
+            write_figure(trainer, folder, family, self._draw(family, lines))
 
     def _draw(self, family: str, lines: dict[str, list[list[float]]]) -> Any:
         figure = require("matplotlib.figure", extra="llemma").Figure(figsize=(7, 4.2), layout="constrained")

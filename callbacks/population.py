@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from callbacks.figures import write_figure
 from modules.contracts import ReportsPopulation
 from modules.files import atomic_write
 from modules.optional import require
@@ -125,11 +125,7 @@ class PopulationFigures(PopulationCallback):
         if report["payoffs"].ndim == 3:
             figures["payoffs"] = draw_payoffs(report["payoffs"][0], iteration)
         for name, figure in figures.items():
-            with atomic_write(self._folder / "figures" / f"population_{name}.png") as stream:
-                figure.savefig(stream, format="png", dpi=120)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_figure(f"population/{name}", figure, trainer.global_step)
+            write_figure(trainer, self._folder / "figures", f"population/{name}", figure)
 
 
 class PayoffTableWriter(PopulationCallback):

@@ -147,7 +147,8 @@ class RoutingEvaluation(LightningModule):
             metrics[f"{stage}/score"] = -metrics[f"{stage}/gap"]
         if self.instances:
             metrics["instances"] = float(self.instances)
-        self.log_dict({key: torch.tensor(value, dtype=torch.float32) for key, value in metrics.items()})
+        values = {key: torch.tensor(value, dtype=torch.float32) for key, value in metrics.items()}
+        self.log_dict(values, sync_dist=self.trainer.world_size > 1)  # equal on all ranks already
 
     def work_per_batch(self, batch: Any) -> int:
         """Instances of this rank in ``batch``."""

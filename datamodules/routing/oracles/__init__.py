@@ -1,6 +1,6 @@
 """Oracles: reference solutions of routing instances, from packages or built in."""
 
-from datamodules.routing.oracles.base import Instance, Oracle, gap, instances_of
+from datamodules.routing.oracles.base import Instance, Oracle, instances_of
 from datamodules.routing.oracles.exact import Exact
 from datamodules.routing.oracles.heuristics import Insertion, RuinRecreate, TwoOpt
 from datamodules.routing.oracles.packages import Elkai, ORTools, PrizeCollecting, PyVRP
@@ -19,7 +19,6 @@ __all__ = [
     "RuinRecreate",
     "TwoOpt",
     "default_oracle",
-    "gap",
     "instances_of",
     "make_oracle",
 ]

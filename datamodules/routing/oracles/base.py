@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from tensordict import TensorDict
-from torch import Tensor
 
 Route = list[int]
 """Node numbers; of depot problems without the first and the last visit to the depot 0, which separates trips."""
@@ -112,8 +111,3 @@ def _units(shares: np.ndarray) -> int:
         if np.abs(parts - np.rint(parts)).max() < 1e-4:
             return units
     return 1_000_000
-
-
-def gap(cost: Tensor, reference: Tensor) -> Tensor:
-    """Percent by which ``cost`` lies above ``reference``; costs may be negative (collected prizes)."""
-    return 100.0 * (cost - reference) / reference.abs()

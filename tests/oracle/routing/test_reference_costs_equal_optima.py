@@ -18,11 +18,11 @@ from datamodules.routing.oracles import (
     References,
     RuinRecreate,
     default_oracle,
-    gap,
     instances_of,
     make_oracle,
 )
 from datamodules.routing.problems import make_problem
+from modules.routing.evaluation import optimality_gap
 
 OPTIONS = {
     "cvrp": {"capacity": 15},
@@ -109,7 +109,7 @@ def test_packages_and_heuristics_reach_the_optima_of_small_instances(name, size,
 )
 def test_heuristics_are_never_below_the_optimum_and_not_far_above(name, oracle, bound):
     problem, batch = batch_of(name, 8, count=6, seed=5)
-    gaps = gap(References(oracle).costs(problem, batch), References("exact").costs(problem, batch))
+    gaps = optimality_gap(References(oracle).costs(problem, batch), References("exact").costs(problem, batch))
     assert float(gaps.min()) > -1e-6
     assert float(gaps.mean()) < bound
 
