@@ -60,8 +60,9 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         method: ``asp``; ``explore``: one scale, no staircase; ``adapt``: the staircase on uniform instances, no game.
         rounds: of the game at each scale.
         use_gap, use_std: the two parts of the scales' weights; with neither they are equal.
-        max_instances: solvers' training instances, over all ranks, after which the run ends; the staircase's last
-            scale is adapted to until then. ``null``: the run ends with the staircase.
+        max_phases: games and adaptions after which the run ends.
+        max_instances: solvers' training instances, over all ranks, after which the run ends, and not before: scales
+            seen are adapted to until then. ``null``: it ends with the staircase, the game or ``max_phases``.
         initial: checkpoint or run's folder to take the first solver's weights from; ``null``: random ones.
 
     Raises:
@@ -83,14 +84,16 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         rounds: int = 5,
         use_gap: bool = True,
         use_std: bool = True,
+        max_phases: int = 100,
         max_instances: int | None = None,
         initial: str | None = None,
     ) -> None:
         super().__init__(decoding=decoding)
         if method not in ("asp", "explore", "adapt"):
             raise ValueError(f"ASP: method must be asp, explore or adapt, got {method!r}")
-        if rounds < 0:
-            raise ValueError(f"ASP: rounds must be >= 0, got {rounds}")
+        for key, value, least in (("rounds", rounds, 0), ("max_phases", max_phases, 1)):
+            if value < least:
+                raise ValueError(f"ASP: {key} must be >= {least}, got {value}")
         if max_instances is not None and max_instances < training.batch_size:
             raise ValueError(
                 f"ASP: max_instances must be at least a batch ({training.batch_size}), got {max_instances}"
@@ -99,7 +102,8 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         self.generator_settings = generator
         self.meta_solver = meta_solver or NashLP()
         self.method, self.rounds, self.initial = method, rounds, initial
-        self.use_gap, self.use_std, self.max_instances = use_gap, use_std, max_instances
+        self.use_gap, self.use_std = use_gap, use_std
+        self.max_phases, self.max_instances = max_phases, max_instances
         end = staircase.start if method == "explore" else staircase.end
         self.staircase = Staircase(staircase.start, staircase.step, end, staircase.threshold, staircase.patience)
         self.solver: RoutingSolver | None = None
@@ -397,7 +401,8 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         if len(self.staircase.scales) > opened:
             rank_zero_info(f"ASP: mean gap {mean_seen:.3g} %: next scale {self.staircase.scales[-1]}")
             self._open_scale()
-        if self.staircase.finished and self.max_instances is None:
+        ended = self.staircase.finished or self.method == "explore" or self.staircase.phases >= self.max_phases
+        if ended and self.max_instances is None:
             self.trainer.should_stop = True
         self._check_weights()
         return metrics

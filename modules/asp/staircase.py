@@ -46,6 +46,8 @@ class Staircase:
         self.count = 0
         self.best = math.inf
         self.finished = False
+        self.phases = 0
+        """Phases that have ended."""
         self.history: dict[int, list[float]] = {start: []}
 
     @property
@@ -65,6 +67,7 @@ class Staircase:
             if not math.isfinite(gap):
                 raise ValueError(f"Staircase: the gap of scale {scale} must be finite, got {gap}")
             self.history[scale] = [*self.history[scale], float(gap)][-HISTORY:]
+        self.phases += 1
         mean = sum(gaps.values()) / len(gaps)
         if self.phase == "explore":
             self.count, self.best = 0, mean
@@ -122,6 +125,7 @@ class Staircase:
             "count": self.count,
             "best": self.best,
             "finished": self.finished,
+            "phases": self.phases,
             "history": {scale: list(gaps) for scale, gaps in self.history.items()},
             "settings": [self.start, self.step, self.end, self.threshold, self.patience],
         }
@@ -141,7 +145,7 @@ class Staircase:
         self.scales = [int(scale) for scale in state["scales"]]
         self.phase = state["phase"]
         self.count, self.best = int(state["count"]), float(state["best"])
-        self.finished = bool(state["finished"])
+        self.finished, self.phases = bool(state["finished"]), int(state["phases"])
         self.history = {int(scale): [float(gap) for gap in gaps] for scale, gaps in state["history"].items()}
 
 

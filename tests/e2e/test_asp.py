@@ -108,9 +108,18 @@ def test_base_solvers_killed_end_the_same(cli, cli_process, support_configs, tmp
         assert int(checkpoint(whole)["state_dict"]["baseline.epochs"]) == 4
 
 
+@pytest.mark.parametrize(("flag", "phases"), [("method=explore", 1), ("max_phases=2", 2)])
+def test_a_run_ends_with_its_game_or_after_its_phases(cli, support_configs, tmp_path, flag, phases):
+    assert cli(*_run(support_configs, "asp", "--experiment=ended", f"--model.init_args.{flag}")) == 0
+    state = population(tmp_path / "runs" / "ended" / "run-001")
+    assert state["method"]["staircase"]["phases"] == phases
+    assert state["cursor"] == 0  # whole iterations
+    assert state["iteration"] in ((2,) if phases == 1 else (3, 4))  # two rounds a game, one iteration an adaption
+
+
 def test_without_generators_a_round_is_uniform_training(cli, support_configs, tmp_path):
     """Exploring in 0 rounds and adapting to one scale are both the base solver on uniform instances: equal weights."""
-    one_scale = ["--model.init_args.staircase.end=5", "--trainer.max_steps=7"]
+    one_scale = ["--model.init_args.staircase.end=5", "--trainer.max_steps=5"]
     for method, rounds in (("explore", 0), ("adapt", 2)):
         flags = [f"--model.init_args.method={method}", f"--model.init_args.rounds={rounds}", f"--experiment={method}"]
         assert cli(*_run(support_configs, "asp", *one_scale, *flags)) == 0

@@ -106,8 +106,9 @@ def instances_of(problem: str, batch: TensorDict) -> list[Instance]:
 
 def _units(shares: np.ndarray) -> int:
     """The smallest capacity of which all demands are whole parts, up to float32's accuracy; else a million."""
+    # float32 shares of at most 1 are off by 6e-8, products of two roundings by twice that
     for units in range(1, 2000):
         parts = shares * units
-        if np.abs(parts - np.rint(parts)).max() < 1e-4:
+        if np.abs(parts - np.rint(parts)).max() <= 2e-7 * units:
             return units
     return 1_000_000

@@ -25,7 +25,7 @@ class Exact(Oracle):
                 f"Exact: {instance.problem} is solved up to size {largest}, got {size}: take another oracle"
             )
         if instance.nodes <= 2:
-            return list(range(instance.nodes)) if instance.problem == "tsp" else self._small(instance)
+            return smallest(instance)
         tours = _Tours(instance.distance)
         if instance.problem == "tsp":
             return [0, *tours.path(len(tours.closed) - 1)]
@@ -43,13 +43,15 @@ class Exact(Oracle):
             value = np.where(enough, tours.closed + (~members.astype(bool)) @ instance.penalty[1:], np.inf)
         return tours.path(int(value.argmin()))
 
-    @staticmethod
-    def _small(instance: Instance) -> Route:
-        options: list[Route] = [[], [1]] if instance.nodes == 2 else [[]]
-        if instance.problem in ("cvrp", "pctsp", "spctsp"):
-            assert instance.demand is not None or instance.prize is not None
-            return options[-1]  # one customer: served, or the prize is not enough without it
-        return min(options, key=lambda r: instance.cost(r) if instance.length([0, *r, 0]) <= instance.limit else 0.0)
+
+def smallest(instance: Instance) -> Route:
+    """The optimum where there is nothing to decide: two nodes at most, or all in one place (not CVRP, SDVRP)."""
+    if instance.problem == "tsp":
+        return list(range(instance.nodes))
+    everyone = list(range(1, instance.nodes))
+    if instance.problem == "op" and instance.length([0, *everyone, 0]) > instance.limit + _TOLERANCE:
+        return []
+    return everyone  # CVRP: served; PCTSP: without its one customer the prize is not enough
 
 
 class _Tours:

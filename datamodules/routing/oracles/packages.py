@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 
 from datamodules.routing.oracles.base import Instance, Oracle, Route
+from datamodules.routing.oracles.exact import smallest
 from datamodules.routing.oracles.heuristics import RuinRecreate, collects_enough
 from modules.optional import require
 
@@ -17,12 +18,30 @@ _PYVRP_LONGEST = 20_000
 """The same for PyVRP, whose penalties of loads are bounded: against larger distances they would not count."""
 
 
-def whole(distance: np.ndarray, longest: int = _LONGEST) -> tuple[np.ndarray, float]:
-    """Distances as int64, and the factor between: 1 where they are whole numbers, else the largest is ``longest``."""
-    if np.array_equal(distance, np.rint(distance)):
+def whole(instance: Instance, longest: int = _LONGEST) -> tuple[np.ndarray, float]:
+    """Distances as int64, and the factor between, so that the largest is ``longest``.
+
+    Whole distances are kept (factor 1) where nothing else is measured in them, as penalties and limits are, and where
+    they are not much longer: LKH ends the whole process when its integers overflow.
+    """
+    distance, largest = instance.distance, float(instance.distance.max())
+    alone = instance.problem in ("tsp", "cvrp", "sdvrp") and largest <= 10 * longest
+    if largest == 0.0 or (alone and np.array_equal(distance, np.rint(distance))):
         return distance.astype(np.int64), 1.0
-    factor = longest / max(float(distance.max()), 1e-12)
+    factor = longest / largest
     return np.rint(distance * factor).astype(np.int64), factor
+
+
+def whole_limit(instance: Instance, factor: float) -> int:
+    """The limit of the OP in :func:`whole` distances, less what rounding may hide: half of one for each leg."""
+    enough = min(instance.limit, instance.nodes * float(instance.distance.max()))
+    return max(0, int(enough * factor - instance.nodes / 2))
+
+
+def whole_penalty(instance: Instance, node: int, factor: float) -> int:
+    """The penalty of ``node`` in :func:`whole` distances; at most three of the longest, since a detour costs two."""
+    assert instance.penalty is not None
+    return int(round(min(float(instance.penalty[node]), 3 * float(instance.distance.max())) * factor))
 
 
 class Elkai(Oracle):
@@ -48,7 +67,7 @@ class Elkai(Oracle):
             raise ValueError(f"Elkai: solves the TSP only, got {instance.problem}")
         if instance.nodes <= 3 or not instance.distance.any():  # LKH needs four nodes
             return list(range(instance.nodes))
-        matrix = whole(instance.distance)[0].tolist()
+        matrix = whole(instance)[0].tolist()
         return [int(node) for node in require("elkai", extra="lkh").DistanceMatrix(matrix).solve_tsp(self.runs)[:-1]]
 
 
@@ -72,7 +91,9 @@ class PyVRP(Oracle):
 
     def route(self, instance: Instance) -> Route:
         pyvrp = require("pyvrp", extra="routing")
-        distance, factor = whole(instance.distance, _PYVRP_LONGEST)
+        if instance.nodes <= 2 or (instance.demand is None and not instance.distance.any()):
+            return smallest(instance)
+        distance, factor = whole(instance, _PYVRP_LONGEST)
         model = pyvrp.Model()
         nodes = [model.add_location(x=0, y=0) for _ in range(instance.nodes)]
         model.add_depot(nodes[0])
@@ -84,7 +105,7 @@ class PyVRP(Oracle):
                 model.add_client(nodes[node], delivery=int(instance.demand[node]))
         elif instance.problem == "op":
             assert instance.prize is not None
-            model.add_vehicle_type(num_available=1, max_distance=int(instance.limit * factor - instance.nodes))
+            model.add_vehicle_type(num_available=1, max_distance=whole_limit(instance, factor))
             worth = 100 * _PYVRP_LONGEST  # a prize of 1 outweighs any distance
             for node in customers:
                 model.add_client(nodes[node], prize=int(instance.prize[node] * worth), required=False)
@@ -92,7 +113,7 @@ class PyVRP(Oracle):
             assert instance.penalty is not None
             model.add_vehicle_type(num_available=1)
             for node in customers:
-                model.add_client(nodes[node], prize=int(round(instance.penalty[node] * factor)), required=False)
+                model.add_client(nodes[node], prize=whole_penalty(instance, node, factor), required=False)
         rows = distance.tolist()
         for i, origin in enumerate(nodes):
             for j, goal in enumerate(nodes):
@@ -137,9 +158,9 @@ class ORTools(Oracle):
     def route(self, instance: Instance) -> Route:
         routing = require("ortools.constraint_solver.pywrapcp", extra="routing")
         enums = require("ortools.constraint_solver.routing_enums_pb2", extra="routing")
-        if instance.nodes <= 2:
-            raise ValueError(f"ORTools: needs 3 nodes or more, got {instance.nodes}")
-        distance, factor = whole(instance.distance)
+        if instance.nodes <= 2 or (instance.demand is None and not instance.distance.any()):
+            return smallest(instance)
+        distance, factor = whole(instance)
         vehicles = instance.nodes - 1 if instance.problem in ("cvrp", "sdvrp") else 1
         manager = routing.RoutingIndexManager(instance.nodes, vehicles, 0)
         model = routing.RoutingModel(manager)
@@ -151,7 +172,7 @@ class ORTools(Oracle):
             model.AddDimension(load, 0, instance.capacity, True, "load")
         elif instance.problem == "op":
             assert instance.prize is not None
-            model.AddDimension(transit, 0, int(instance.limit * factor - instance.nodes), True, "length")
+            model.AddDimension(transit, 0, whole_limit(instance, factor), True, "length")
             for node in range(1, instance.nodes):
                 model.AddDisjunction([indices[node]], int(instance.prize[node] * 100 * _LONGEST))
         elif instance.penalty is not None:
@@ -162,7 +183,7 @@ class ORTools(Oracle):
             least = min(_LONGEST, sum(prizes))
             model.GetDimensionOrDie("prize").CumulVar(model.End(0)).SetMin(least)
             for node in range(1, instance.nodes):
-                model.AddDisjunction([indices[node]], int(round(instance.penalty[node] * factor)))
+                model.AddDisjunction([indices[node]], whole_penalty(instance, node, factor))
         parameters = routing.DefaultRoutingSearchParameters()
         parameters.first_solution_strategy = enums.FirstSolutionStrategy.PATH_CHEAPEST_ARC
         parameters.local_search_metaheuristic = enums.LocalSearchMetaheuristic.GUIDED_LOCAL_SEARCH

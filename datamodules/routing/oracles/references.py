@@ -6,9 +6,9 @@ import hashlib
 import importlib.util
 import logging
 import multiprocessing
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice, repeat
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from datamodules.routing.oracles.base import Instance, Oracle, Route, instances_of
+from datamodules.routing.oracles.base import Oracle, Route, instances_of
 from datamodules.routing.oracles.exact import LARGEST, Exact
 from datamodules.routing.oracles.heuristics import Insertion, RuinRecreate, TwoOpt
 from datamodules.routing.oracles.packages import Elkai, ORTools, PrizeCollecting, PyVRP
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _FIELDS = ("locs", "original", "rounded", "demand", "capacity", "prize", "real_prize", "penalty", "limit")
 _CHUNK = 16
 """Instances that a worker process solves at a time."""
+_SAVED = 32
+"""Chunks after which results are kept on disk, so that a run that is killed loses no more."""
 
 NAMED = {
     "exact": Exact,
@@ -61,25 +63,40 @@ def make_oracle(name: str) -> Oracle:
 
 
 def default_oracle(problem: str, size: int) -> Oracle:
-    """The best oracle at hand for ``problem`` with ``size`` customers; without packages a built-in one."""
-    here = {package: importlib.util.find_spec(package) is not None for package in ("elkai", "pyvrp", "ortools")}
+    """The best oracle at hand for ``problem`` with ``size`` customers; without packages a built-in one.
+
+    Packages that would give better references are named once in the log.
+    """
     if problem == "tsp":
-        if here["elkai"]:
+        if _installed("elkai", "lkh"):
             return Elkai()
         return Exact() if size <= LARGEST["tsp"] else RuinRecreate()
     if problem in ("cvrp", "sdvrp"):
         if problem == "cvrp" and size <= 7:
             return Exact()
-        return PyVRP() if here["pyvrp"] else RuinRecreate()
+        return PyVRP() if _installed("pyvrp") else RuinRecreate()
     if problem in LARGEST and size <= LARGEST[problem]:
         return Exact()
-    if problem in ("pctsp", "spctsp") and here["ortools"]:
+    if problem in ("pctsp", "spctsp") and _installed("ortools"):
         return ORTools()
-    if problem in ("pctsp", "spctsp") and here["pyvrp"]:
+    if problem in ("pctsp", "spctsp") and _installed("pyvrp"):
         return PrizeCollecting()
-    if problem == "op" and here["pyvrp"]:
+    if problem == "op" and _installed("pyvrp"):
         return PyVRP()
     return RuinRecreate()
+
+
+def _installed(package: str, extra: str = "routing") -> bool:
+    here = importlib.util.find_spec(package) is not None
+    if not here and package not in _told:
+        _told.add(package)
+        log.info("%s is not installed, another oracle is used: pip install 'plumbline[%s]' brings it", package, extra)
+    return here
+
+
+def _solve_part(oracle: Oracle, problem: str, arrays: dict[str, np.ndarray]) -> list[Route]:
+    fields = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return oracle.solve(instances_of(problem, TensorDict(fields, [len(fields["locs"])])))
 
 
 class References:
@@ -90,6 +107,8 @@ class References:
         cache_dir: folder in which results are kept; one file per call, found again by the content of each instance and
             the oracle's name, so that ranks and runs can share it. ``None``: nothing is kept.
         workers: processes to solve in; 0 or 1: this one.
+
+    Damaged files and kept routes that break a rule are left out with a warning.
     """
 
     def __init__(self, oracle: Oracle | str, cache_dir: str | Path | None = None, workers: int = 0) -> None:
@@ -105,25 +124,31 @@ class References:
         """``[B, T]`` int64 routes, waiting at the depot at their ends; they pass the problem's own check."""
         return self._solved(problem, instances)[0]
 
-    def _solved(self, problem: RoutingProblem, instances: TensorDict) -> tuple[Tensor, Tensor]:
+    def _solved(self, problem: RoutingProblem, instances: TensorDict, use_kept: bool = True) -> tuple[Tensor, Tensor]:
         name = problem.spec.name
         self._tell(name)
-        plain = instances_of(name, instances)
+        instances = instances.to("cpu")
         keys = self._keys(name, instances)
-        known = self._load() if self.folder is not None else {}
-        missing = [number for number, key in enumerate(keys) if key not in known]
-        found = dict(zip((keys[n] for n in missing), self._solve([plain[n] for n in missing]), strict=True))
-        if found and self.folder is not None:
+        known = self._load(set(keys)) if use_kept else {}
+        kept = bool(known)
+        missing = list({key: number for number, key in enumerate(keys) if key not in known}.values())
+        for numbers, routes in self._solve(name, instances, missing):
+            found = dict(zip((keys[number] for number in numbers), routes, strict=True))
+            known.update(found)
             self._keep(found)
-        routes = [(found.get(key) or known.get(key) or []) for key in keys]
-        longest = max(1, max(len(route) for route in routes))
-        padded = torch.tensor([[*route, *[0] * (longest - len(route))] for route in routes], dtype=torch.int64)
+        longest = max(1, max(len(known[key]) for key in keys))
+        padded = torch.tensor([[*known[k], *[0] * (longest - len(known[k]))] for k in keys], dtype=torch.int64)
         exact = TensorDict(
             {k: v.double() if v.is_floating_point() else v for k, v in instances.items()}, instances.shape
         )
-        exact = exact.to("cpu")
         actions = padded.unsqueeze(1)
-        problem.check(exact, actions)
+        try:
+            problem.check(exact, actions)
+        except ValueError as error:
+            if not kept:
+                raise
+            log.warning("routes kept in %s break a rule, all are computed anew: %s", self.folder, error)
+            return self._solved(problem, instances, use_kept=False)
         return padded, problem.cost(exact, actions).squeeze(1).double()
 
     def _tell(self, problem: str) -> None:
@@ -133,13 +158,25 @@ class References:
             kind = "proven optima" if self.oracle.exact else "a heuristic: gaps to it can be negative"
             log.info("%s (%s)", line, kind)
 
-    def _solve(self, instances: list[Instance]) -> list[Route]:
-        if self.workers <= 1 or len(instances) <= _CHUNK:
-            return self.oracle.solve(instances)
-        parts = [instances[first : first + _CHUNK] for first in range(0, len(instances), _CHUNK)]
+    def _solve(
+        self, problem: str, instances: TensorDict, numbers: list[int]
+    ) -> Iterator[tuple[list[int], list[Route]]]:
+        """Routes of the instances ``numbers``, in parts."""
+        parts = [numbers[first : first + _CHUNK] for first in range(0, len(numbers), _CHUNK)]
+        if self.workers <= 1 or len(parts) <= 1:
+            joined = [sum(parts[first : first + _SAVED], []) for first in range(0, len(parts), _SAVED)]
+            for part in joined:
+                yield part, self.oracle.solve(instances_of(problem, instances[part]))
+            return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(self.workers, len(parts)), mp_context=context) as pool:
-            return [route for routes in pool.map(self.oracle.solve, parts) for route in routes]
+        with ProcessPoolExecutor(
+            min(self.workers, len(parts)), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool:
+            # as plain arrays: pickled tensors would take a file descriptor each
+            arrays = [{k: v.numpy() for k, v in instances[part].items() if k in _FIELDS} for part in parts]
+            done = zip(parts, pool.map(_solve_part, repeat(self.oracle), repeat(problem), arrays), strict=True)
+            while some := list(islice(done, _SAVED)):
+                yield sum((part for part, _ in some), []), sum((routes for _, routes in some), [])
 
     # -- on disk ------------------------------------------------------------------------------------------------------
     def _keys(self, problem: str, instances: TensorDict) -> list[str]:
@@ -155,27 +192,30 @@ class References:
         return keys
 
     def _files(self) -> Iterator[Path]:
-        assert self.folder is not None
+        if self.folder is None:
+            return
         label = hashlib.sha256(self.oracle.name.encode()).hexdigest()[:16]
         yield from sorted((self.folder / label).glob("*.npz")) if (self.folder / label).is_dir() else []
 
-    def _load(self) -> dict[str, Route]:
+    def _load(self, wanted: set[str]) -> dict[str, Route]:
         known: dict[str, Route] = {}
         for file in self._files():
             try:
                 # opened here: numpy leaves the file of a damaged archive open
                 with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
                     keys, routes, lengths = content["keys"], content["routes"], content["lengths"]
-                if not len(keys) == len(routes) == len(lengths):
-                    raise ValueError("arrays of different lengths")
-                for key, route, length in zip(keys.tolist(), routes.tolist(), lengths.tolist(), strict=True):
-                    known[key] = route[:length]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                kinds = (keys.dtype.kind, keys.ndim, routes.dtype.kind, routes.ndim, lengths.dtype.kind, lengths.ndim)
+                if kinds != ("U", 1, "i", 2, "i", 1) or not len(keys) == len(routes) == len(lengths):
+                    raise ValueError("not the arrays of a cache")
+                rows = [row for row, key in enumerate(keys.tolist()) if key in wanted]
+                known.update({str(keys[row]): routes[row, : lengths[row]].tolist() for row in rows})
+            except Exception as error:  # damage shows as whatever zipfile, zlib or numpy trip over
                 log.warning("%s is damaged and left out, its costs are computed anew: %s", file, error)
         return known
 
     def _keep(self, found: dict[str, Route]) -> None:
-        assert self.folder is not None
+        if self.folder is None:
+            return
         longest = max(1, max(len(route) for route in found.values()))
         routes = np.array([[*route, *[0] * (longest - len(route))] for route in found.values()], dtype=np.int32)
         keys = np.array(list(found))
