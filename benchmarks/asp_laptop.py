@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--tsplib", required=True)
     parser.add_argument("--optima", required=True)
     parser.add_argument("--references", default="runs/references")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "asp_laptop.json")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "asp_laptop" / "solvers.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sets = {name: EvalSet(sizes=SIZES, count=100) for name in DISTRIBUTIONS}

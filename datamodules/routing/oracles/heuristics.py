@@ -10,6 +10,8 @@ import numpy as np
 from datamodules.routing.oracles.base import Instance, Oracle, Route
 
 _TOLERANCE = 1e-7
+_HEAT = 0.02
+"""By what share of the cost a worse state is accepted at first, on average."""
 
 
 class Insertion(Oracle):
@@ -85,18 +87,23 @@ class RuinRecreate(Oracle):
         trips = _recreate(instance, [], list(range(1, instance.nodes)), rng)
         best = current = _route(trips)
         best_cost = current_cost = instance.cost(best)
-        heat = 0.02 * max(abs(best_cost), 1e-9)
+        heat = _HEAT * max(abs(best_cost), 1e-9)
         near = instance.distance.argsort(1)
-        most = max(2, min(15, (instance.nodes - 1) // 2))
+        customers = instance.nodes - 1
+        most = max(2, min(15, customers // 2))
         for step in range(self.iterations):
-            centre = int(rng.integers(1, instance.nodes))
-            gone = {int(node) for node in near[centre][: 2 + int(rng.integers(most))] if node}
+            count = 2 + int(rng.integers(most))
+            if rng.random() < 0.8:
+                chosen = near[int(rng.integers(1, instance.nodes))][:count].tolist()
+            else:  # from all over: what only together fits elsewhere
+                chosen = (1 + rng.choice(customers, min(count, customers), replace=False)).tolist()
+            gone = {node for node in chosen if node}
             gone |= {node for node in range(1, instance.nodes) if node not in current}
             kept = [[node for node in trip if node not in gone] for trip in instance.trips(current)]
             route = _route(_recreate(instance, [trip for trip in kept if trip], list(gone), rng))
             cost = instance.cost(route)
             bar = heat * (1 - step / self.iterations) * -np.log(max(rng.random(), 1e-12))
-            if cost < current_cost + bar and (instance.problem != "pctsp" or collects_enough(instance, route)):
+            if cost < current_cost + bar:
                 current, current_cost = route, cost
                 if cost < best_cost - 1e-12:
                     best, best_cost = route, cost
@@ -162,6 +169,10 @@ def _recreate(instance: Instance, trips: list[list[int]], gone: list[int], rng: 
     """``trips`` with the nodes ``gone`` put back where each costs least, if it pays or must be."""
     rng.shuffle(gone)
     distance = instance.distance
+    if instance.demand is not None and rng.random() < 0.5:
+        # the heaviest or the farthest first: what is hard to place
+        by = instance.demand if rng.random() < 0.5 else distance[0]
+        gone.sort(key=lambda node: -by[node])
     if instance.problem in ("cvrp", "sdvrp"):
         assert instance.demand is not None
         loads = [int(instance.demand[trip].sum()) for trip in trips]
@@ -190,9 +201,11 @@ def _recreate(instance: Instance, trips: list[list[int]], gone: list[int], rng: 
         return [tour] if tour else []
     assert instance.penalty is not None
     skipped = []
+    # at random nodes that pay only together are put in and others left out, until they are seen to pay or not
+    patience = rng.choice([0.5, 1.0, 1.5, 2.0])
     for node in gone:
         place, added = _cheapest(distance, tour, node, closed=False)
-        if added < instance.penalty[node]:
+        if added < patience * instance.penalty[node]:
             tour.insert(place, node)
         else:
             skipped.append(node)
@@ -204,7 +217,24 @@ def _recreate(instance: Instance, trips: list[list[int]], gone: list[int], rng: 
         ]
         chosen = int(np.argmin(worth))
         tour.insert(offers[chosen][0], skipped.pop(chosen))
+    _drop(instance, tour)
     return [tour] if tour else []
+
+
+def _drop(instance: Instance, tour: list[int]) -> None:
+    """Leave out, one by one, the nodes of a prize-collecting ``tour`` that save most, while it collects enough."""
+    assert instance.penalty is not None
+    assert instance.prize is not None
+    while tour:
+        path = np.array([0, *tour, 0])
+        legs = instance.distance[path[:-1], path[1:]]
+        saved = legs[:-1] + legs[1:] - instance.distance[path[:-2], path[2:]] - instance.penalty[path[1:-1]]
+        spare = float(instance.prize[tour].sum()) - 1.0
+        saved[instance.prize[tour] > spare + _TOLERANCE] = 0.0
+        worst = int(saved.argmax())
+        if saved[worst] <= 1e-12:
+            return
+        del tour[worst]
 
 
 def improve(distance: np.ndarray, tour: Route) -> Route:

@@ -104,8 +104,8 @@ class References:
 
     Args:
         oracle: an oracle, or its name.
-        cache_dir: folder in which results are kept; one file per call, found again by the content of each instance and
-            the oracle's name, so that ranks and runs can share it. ``None``: nothing is kept.
+        cache_dir: folder in which results are kept, some hundred a file, found again by the content of each instance
+            and the oracle's name, so that ranks and runs can share it. ``None``: nothing is kept.
         workers: processes to solve in; 0 or 1: this one.
 
     Damaged files and kept routes that break a rule are left out with a warning.
@@ -173,7 +173,7 @@ class References:
             min(self.workers, len(parts)), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
             # as plain arrays: pickled tensors would take a file descriptor each
-            arrays = [{k: v.numpy() for k, v in instances[part].items() if k in _FIELDS} for part in parts]
+            arrays = [{k: instances[k][part].numpy() for k in _FIELDS if k in instances} for part in parts]
             done = zip(parts, pool.map(_solve_part, repeat(self.oracle), repeat(problem), arrays), strict=True)
             while some := list(islice(done, _SAVED)):
                 yield sum((part for part, _ in some), []), sum((routes for _, routes in some), [])

@@ -100,10 +100,10 @@ def test_packages_and_heuristics_reach_the_optima_of_small_instances(name, size,
         ("tsp", "farthest_insertion", 12.0),
         ("tsp", "random_insertion", 20.0),
         ("tsp", "nearest_insertion", 30.0),
-        ("pctsp", "ruin_recreate(200)", 8.0),
-        ("pctsp", "prize_collecting(300)", 8.0),
-        ("op", "ruin_recreate(200)", 10.0),
-        ("cvrp", "ruin_recreate(200)", 6.0),
+        ("pctsp", "ruin_recreate(200)", 0.5),
+        ("pctsp", "prize_collecting(300)", 0.5),
+        ("op", "ruin_recreate(200)", 3.0),
+        ("cvrp", "ruin_recreate(200)", 1.0),
         ("cvrp", "ortools(50)", 8.0),
     ],
 )
@@ -161,3 +161,63 @@ def test_equal_nodes_cost_nothing():
     batch = TensorDict({"locs": torch.full((1, 6, 2), 0.5)}, [1])
     for oracle in ("elkai", "exact", "two_opt", "ruin_recreate(20)", "nearest_insertion"):
         assert float(References(oracle).costs(make_problem("tsp"), batch)) == 0.0
+
+
+@pytest.mark.parametrize("side", [1e-20, 1e-4, 1e7, 1e9])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_tours_of_any_scale(side, rounded):
+    """LKH counts in 32 bits: what overflows would end the process, what is too small would be all zeros."""
+    from tensordict import TensorDict
+
+    problem = make_problem("tsp")
+    points = torch.rand(3, 8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * side
+    batch = TensorDict({"locs": points.float(), "original": points, "rounded": torch.full((3,), rounded)}, [3])
+    optimum = References("exact").costs(problem, batch)
+    for oracle in ("elkai", "ortools"):
+        torch.testing.assert_close(References(oracle).costs(problem, batch), optimum, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("oracle", ["pyvrp(300)", "ortools", "ruin_recreate(100)"])
+@pytest.mark.parametrize("limit", [0.01, 0.6, 1e30])
+def test_orienteering_under_any_limit(oracle, limit):
+    problem, batch = batch_of("op", 7, count=2)
+    batch["limit"] = torch.full_like(batch["limit"], limit)
+    costs = References(oracle).costs(problem, batch)
+    torch.testing.assert_close(costs, References("exact").costs(problem, batch), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("oracle", ["pyvrp(300)", "ortools", "ruin_recreate(100)"])
+def test_limits_between_whole_distances(oracle):
+    """Corners of squares: the distances are whole, the limit of two and a half legs is not."""
+    problem, batch = batch_of("op", 3)
+    batch["locs"] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0], [0.0, 9.0]]).expand(4, -1, -1).clone()
+    batch["limit"] = torch.full_like(batch["limit"], 2.5)
+    batch["prize"] = torch.ones_like(batch["prize"])
+    assert References(oracle).costs(problem, batch).tolist() == [-1.0] * 4
+
+
+@pytest.mark.parametrize("oracle", ["ortools", "prize_collecting(300)", "ruin_recreate(100)"])
+@pytest.mark.parametrize("penalty", [0.3, 0.7, 1e6])
+def test_penalties_between_whole_distances(oracle, penalty):
+    problem, batch = batch_of("pctsp", 4)
+    batch["locs"] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 0.0]]).expand(4, -1, -1).clone()
+    batch["real_prize"] = torch.tensor([0.1, 0.2, 0.3, 1.0]).expand(4, -1).clone()
+    batch["prize"] = batch["real_prize"]
+    batch["penalty"] = torch.full_like(batch["penalty"], penalty)
+    costs = References(oracle).costs(problem, batch)
+    # the last customer lies at the depot and is enough; the others cost 2, 4 and 6 to reach
+    torch.testing.assert_close(costs, torch.full_like(costs, min(3 * penalty, 6.0)), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("name", ["cvrp", "sdvrp", "pctsp", "spctsp", "op"])
+def test_one_or_two_customers_and_all_in_one_place(name, size):
+    problem, batch = batch_of(name, size)
+    together = problem.generate(torch.full((2, size + 1, 2), 0.5), torch.Generator().manual_seed(0))
+    for given in (batch, together):
+        oracles = {"pctsp": ["prize_collecting"], "spctsp": ["prize_collecting"]}.get(name, ["pyvrp"])
+        costs = [References(oracle).costs(problem, given) for oracle in (*oracles, "ortools", "ruin_recreate(20)")]
+        for found in costs[1:]:
+            torch.testing.assert_close(found, costs[0], rtol=0, atol=1e-6)
+        if name != "sdvrp":
+            torch.testing.assert_close(References("exact").costs(problem, given), costs[0], rtol=0, atol=1e-6)

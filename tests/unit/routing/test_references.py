@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import multiprocessing
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,7 +50,24 @@ def test_a_hit_is_not_solved_again_and_other_settings_miss(tmp_path):
     assert oracle.calls == 15
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half a file", b"not a zip at all"])
+def saved(save, *args, **arrays):
+    stream = io.BytesIO()
+    save(stream, *args, **arrays)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"PK\x03\x04 half a file",
+        b"not a zip at all",
+        saved(np.save, np.zeros(3)),
+        saved(np.savez, keys=np.zeros(5), routes=np.zeros(5), lengths=np.zeros(5)),
+        saved(np.savez, keys=np.array(["a"]), routes=np.zeros((2, 3), np.int32), lengths=np.zeros(1, np.int32)),
+    ],
+    ids=["empty", "half", "text", "one array", "other arrays", "other lengths"],
+)
 def test_a_damaged_file_is_left_out_and_said(tmp_path, caplog, damage):
     problem, batch = batch_of()
     oracle = Counting()
@@ -61,6 +80,57 @@ def test_a_damaged_file_is_left_out_and_said(tmp_path, caplog, damage):
     assert oracle.calls == 10
     References(oracle, tmp_path).costs(problem, batch)  # the file was written anew
     assert oracle.calls == 10
+
+
+def test_a_changed_byte_anywhere_gives_the_same_costs(tmp_path):
+    problem, batch = batch_of()
+    expected = References(Counting(), tmp_path).costs(problem, batch)
+    (file,) = tmp_path.rglob("*.npz")
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 5):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        assert torch.equal(References(Counting(), tmp_path).costs(problem, batch), expected), place
+
+
+def test_kept_routes_that_break_a_rule_are_solved_anew_and_said(tmp_path, caplog):
+    problem, batch = batch_of()
+    oracle = Counting()
+    expected = References(oracle, tmp_path).costs(problem, batch)
+    (file,) = tmp_path.rglob("*.npz")
+    with np.load(file) as content:
+        arrays = dict(content)
+    arrays["routes"][3] = 0
+    np.savez(file, **arrays)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(References(oracle, tmp_path).costs(problem, batch), expected)
+    assert "break a rule, all are computed anew: TSP: instance 3" in caplog.text
+    assert oracle.calls == 10
+    References(oracle, tmp_path).costs(problem, batch)
+    assert oracle.calls == 10
+
+
+def test_equal_instances_are_solved_once(tmp_path):
+    problem, batch = batch_of(3)
+    oracle = Counting()
+    costs = References(oracle).costs(problem, batch[[0, 1, 2, 1, 2]])
+    assert oracle.calls == 3
+    assert torch.equal(costs[3:], costs[1:3])
+
+
+def test_a_run_that_is_stopped_keeps_the_parts_it_finished(tmp_path, monkeypatch):
+    class Stopped(Counting):
+        def route(self, instance):
+            if self.calls == 40:
+                raise KeyboardInterrupt
+            return super().route(instance)
+
+    monkeypatch.setattr(references, "_SAVED", 1)
+    problem, batch = batch_of(50)
+    with pytest.raises(KeyboardInterrupt):
+        References(Stopped(), tmp_path).costs(problem, batch)
+    oracle = Counting()
+    References(oracle, tmp_path).costs(problem, batch)
+    assert oracle.calls == 50 - 32  # two parts of 16 were whole
 
 
 def _solve(folder):
@@ -112,6 +182,15 @@ def test_without_packages_built_in_ones_are_taken(monkeypatch):
     for problem in ("cvrp", "pctsp", "spctsp", "op", "sdvrp"):
         assert default_oracle(problem, 50).name == "ruin_recreate(1000)"
     assert isinstance(default_oracle("op", 10), Exact)
+
+
+def test_the_log_names_a_package_that_would_do_better_once(caplog, monkeypatch):
+    monkeypatch.setattr(references, "_told", set())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with caplog.at_level(logging.INFO):
+        for size in (10, 50):
+            default_oracle("tsp", size)
+    assert caplog.text.count("elkai is not installed, another oracle is used: pip install 'plumbline[lkh]'") == 1
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch):
