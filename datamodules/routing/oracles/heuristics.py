@@ -201,19 +201,21 @@ def _recreate(instance: Instance, trips: list[list[int]], gone: list[int], rng: 
         return [tour] if tour else []
     assert instance.penalty is not None
     skipped = []
-    # at random nodes that pay only together are put in and others left out, until they are seen to pay or not
-    patience = rng.choice([0.5, 1.0, 1.5, 2.0])
+    # at random nodes that pay only together come in, and others stay out; _drop takes out what does not pay
+    patience = rng.choice([0.5, 1.0, 1.0, 1.5, 2.0, 1e9])
     for node in gone:
         place, added = _cheapest(distance, tour, node, closed=False)
         if added < patience * instance.penalty[node]:
             tour.insert(place, node)
         else:
             skipped.append(node)
+    noise = rng.choice([0.0, 0.5])
     while skipped and not collects_enough(instance, tour):  # the node that costs least for its prize
         offers = [_cheapest(distance, tour, node, closed=False) for node in skipped]
+        factors = np.exp(noise * rng.standard_normal(len(skipped)))
         worth = [
-            (added - instance.penalty[node]) / max(float(instance.prize[node]), 1e-9)
-            for node, (_, added) in zip(skipped, offers, strict=True)
+            (added - instance.penalty[node]) / max(float(instance.prize[node]), 1e-9) * factor
+            for node, (_, added), factor in zip(skipped, offers, factors, strict=True)
         ]
         chosen = int(np.argmin(worth))
         tour.insert(offers[chosen][0], skipped.pop(chosen))

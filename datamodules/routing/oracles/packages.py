@@ -208,11 +208,11 @@ class PrizeCollecting(Oracle):
     """PCTSP: PyVRP's tour where it collects enough, else ruin and recreate; the cheaper of the two.
 
     Args:
-        iterations: of PyVRP's search.
+        iterations: of either search.
     """
 
     def __init__(self, iterations: int = 1000) -> None:
-        self.first, self.second = PyVRP(iterations), RuinRecreate(300)
+        self.first, self.second = PyVRP(iterations), RuinRecreate(iterations)
         self.name = f"prize_collecting({self.first.name}, {self.second.name})"
 
     def route(self, instance: Instance) -> Route:

@@ -188,25 +188,23 @@ def test_orienteering_under_any_limit(oracle, limit):
 
 @pytest.mark.parametrize("oracle", ["pyvrp(300)", "ortools", "ruin_recreate(100)"])
 def test_limits_between_whole_distances(oracle):
-    """Corners of squares: the distances are whole, the limit of two and a half legs is not."""
-    problem, batch = batch_of("op", 3)
-    batch["locs"] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [5.0, 0.0], [0.0, 9.0]]).expand(4, -1, -1).clone()
-    batch["limit"] = torch.full_like(batch["limit"], 2.5)
-    batch["prize"] = torch.ones_like(batch["prize"])
-    assert References(oracle).costs(problem, batch).tolist() == [-1.0] * 4
+    """The customers lie on a line at whole distances; the limit is not whole and leaves room for one of them."""
+    problem, batch = batch_of("op", 3, count=1)
+    batch["locs"] = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [5.0, 0.0], [-9.0, 0.0]]])
+    batch["limit"] = torch.tensor([2.5])
+    batch["prize"] = torch.ones(1, 3)
+    assert References(oracle).costs(problem, batch).tolist() == [-1.0]
 
 
 @pytest.mark.parametrize("oracle", ["ortools", "prize_collecting(300)", "ruin_recreate(100)"])
-@pytest.mark.parametrize("penalty", [0.3, 0.7, 1e6])
-def test_penalties_between_whole_distances(oracle, penalty):
-    problem, batch = batch_of("pctsp", 4)
-    batch["locs"] = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [0.0, 0.0]]).expand(4, -1, -1).clone()
-    batch["real_prize"] = torch.tensor([0.1, 0.2, 0.3, 1.0]).expand(4, -1).clone()
-    batch["prize"] = batch["real_prize"]
-    batch["penalty"] = torch.full_like(batch["penalty"], penalty)
-    costs = References(oracle).costs(problem, batch)
-    # the last customer lies at the depot and is enough; the others cost 2, 4 and 6 to reach
-    torch.testing.assert_close(costs, torch.full_like(costs, min(3 * penalty, 6.0)), rtol=1e-6, atol=0)
+@pytest.mark.parametrize(("count", "penalty", "cost"), [(5, 0.45, 2.0), (3, 0.6, 1.8), (2, 1e6, 2.0)])
+def test_penalties_between_whole_distances(oracle, count, penalty, cost):
+    """One customer at the depot is enough; the others lie together, a trip of 2 away, and pay together or not."""
+    problem, batch = batch_of("pctsp", count + 1, count=1)
+    batch["locs"] = torch.tensor([[[0.0, 0.0], [0.0, 0.0], *[[1.0, 0.0]] * count]])
+    batch["prize"] = batch["real_prize"] = torch.tensor([[1.0, *[0.01] * count]])
+    batch["penalty"] = torch.full((1, count + 1), penalty)
+    assert float(References(oracle).costs(problem, batch)) == pytest.approx(cost)
 
 
 @pytest.mark.parametrize("size", [1, 2])
