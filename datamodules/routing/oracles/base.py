@@ -65,6 +65,8 @@ class Oracle(ABC):
     name: str
     exact = False
     """Whether its costs are proven optima."""
+    version = 1
+    """Raised when routes change under the same name, so that those kept on disk are not taken for new ones."""
 
     @abstractmethod
     def route(self, instance: Instance) -> Route:

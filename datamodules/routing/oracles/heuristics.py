@@ -72,6 +72,8 @@ class RuinRecreate(Oracle):
         ValueError: iterations < 1.
     """
 
+    version = 2
+
     def __init__(self, iterations: int = 1000) -> None:
         if iterations < 1:
             raise ValueError(f"RuinRecreate: iterations must be >= 1, got {iterations}")

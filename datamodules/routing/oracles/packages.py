@@ -82,12 +82,14 @@ class PyVRP(Oracle):
         ImportError: pyvrp is not installed.
     """
 
+    version = 2
+
     def __init__(self, iterations: int = 2000, seed: int = 0) -> None:
         if iterations < 1:
             raise ValueError(f"PyVRP: iterations must be >= 1, got {iterations}")
         require("pyvrp", extra="routing")
         self.iterations, self.seed = iterations, seed
-        self.name = f"pyvrp({iterations})"
+        self.name = f"pyvrp({iterations})" if seed == 0 else f"pyvrp({iterations}, seed {seed})"
 
     def route(self, instance: Instance) -> Route:
         pyvrp = require("pyvrp", extra="routing")
@@ -147,6 +149,8 @@ class ORTools(Oracle):
         ValueError: a number out of range.
         ImportError: ortools is not installed.
     """
+
+    version = 2
 
     def __init__(self, solutions: int = 200, seconds: int = 1) -> None:
         if solutions < 1 or seconds < 1:
@@ -210,6 +214,8 @@ class PrizeCollecting(Oracle):
     Args:
         iterations: of either search.
     """
+
+    version = 2
 
     def __init__(self, iterations: int = 1000) -> None:
         self.first, self.second = PyVRP(iterations), RuinRecreate(iterations)

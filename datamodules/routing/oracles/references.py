@@ -183,7 +183,8 @@ class References:
         arrays = [(name, value.cpu().contiguous().numpy()) for name, value in parts if value is not None]
         keys = []
         for number in range(len(instances)):
-            sha = hashlib.sha256(f"{problem};{self.oracle.name}".encode())
+            version = "" if self.oracle.version == 1 else f";{self.oracle.version}"
+            sha = hashlib.sha256(f"{problem};{self.oracle.name}{version}".encode())
             for name, array in arrays:
                 sha.update(f";{name}:{array.dtype}:{array.shape[1:]};".encode())
                 sha.update(np.ascontiguousarray(array[number]).tobytes())

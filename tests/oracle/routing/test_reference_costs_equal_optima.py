@@ -207,6 +207,13 @@ def test_penalties_between_whole_distances(oracle, count, penalty, cost):
     assert float(References(oracle).costs(problem, batch)) == pytest.approx(cost)
 
 
+def test_ruin_and_recreate_reaches_the_optimum_where_only_the_prize_binds():
+    problem, batch = batch_of("pctsp", 8, count=8, seed=1)
+    batch["penalty"] = torch.zeros_like(batch["penalty"])
+    costs = References("ruin_recreate(300)").costs(problem, batch)
+    torch.testing.assert_close(costs, References("exact").costs(problem, batch), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("name", ["cvrp", "sdvrp", "pctsp", "spctsp", "op"])
 def test_one_or_two_customers_and_all_in_one_place(name, size):

@@ -48,6 +48,9 @@ def test_a_hit_is_not_solved_again_and_other_settings_miss(tmp_path):
     assert other.calls == 5
     References(oracle).costs(problem, batch)  # no cache
     assert oracle.calls == 15
+    oracle.version = 2
+    References(oracle, tmp_path).costs(problem, batch)
+    assert oracle.calls == 20
 
 
 def saved(save, *args, **arrays):
