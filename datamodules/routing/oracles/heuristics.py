@@ -256,10 +256,16 @@ def improve(distance: np.ndarray, tour: Route) -> Route:
             return np.roll(path, -start).tolist()
 
 
+def _least_gain(distance: np.ndarray) -> float:
+    """What a move must gain: more than rounding errors at any scale, or moves could go round in circles."""
+    return 1e-10 * float(distance.max())
+
+
 def _two_opt_pass(distance: np.ndarray, path: np.ndarray) -> np.ndarray:
     """The best 2-opt moves, one after the other."""
     count = len(path)
     upper = np.triu(np.ones((count, count), dtype=bool), 2)
+    least = _least_gain(distance)
     while True:
         after = np.roll(path, -1)
         legs = distance[path, after]
@@ -268,7 +274,7 @@ def _two_opt_pass(distance: np.ndarray, path: np.ndarray) -> np.ndarray:
         change = np.where(upper, change, 0.0)
         flat = int(change.argmin())
         i, j = divmod(flat, count)
-        if change[i, j] >= -1e-10:
+        if change[i, j] >= -least:
             return path
         path = np.concatenate([path[: i + 1], path[i + 1 : j + 1][::-1], path[j + 1 :]])
 
@@ -276,7 +282,7 @@ def _two_opt_pass(distance: np.ndarray, path: np.ndarray) -> np.ndarray:
 def _or_opt_pass(distance: np.ndarray, path: np.ndarray) -> np.ndarray:
     """Segments of one to three nodes moved to where they are cheapest, either way round."""
     tour = path.tolist()
-    count = len(tour)
+    count, least = len(tour), _least_gain(distance)
     for size in (1, 2, 3):
         if count <= size + 2:
             break
@@ -289,7 +295,7 @@ def _or_opt_pass(distance: np.ndarray, path: np.ndarray) -> np.ndarray:
             straight = distance[before, segment[0]] + distance[segment[-1], after] - legs
             turned = distance[before, segment[-1]] + distance[segment[0], after] - legs
             place = int(np.minimum(straight, turned).argmin())
-            if min(straight[place], turned[place]) < removed - 1e-10:
+            if min(straight[place], turned[place]) < removed - least:
                 chosen = segment if straight[place] <= turned[place] else segment[::-1]
                 tour = [*rest[: place + 1], *chosen, *rest[place + 1 :]]
     return np.array(tour)

@@ -184,10 +184,10 @@ class ORTools(Oracle):
             prizes = [int(value * _LONGEST) for value in instance.prize]
             gathered = model.RegisterUnaryTransitVector(prizes)
             model.AddDimension(gathered, 0, sum(prizes), True, "prize")
-            least = min(_LONGEST, sum(prizes))
-            model.GetDimensionOrDie("prize").CumulVar(model.End(0)).SetMin(least)
-            for node in range(1, instance.nodes):
-                model.AddDisjunction([indices[node]], whole_penalty(instance, node, factor))
+            if sum(prizes) >= _LONGEST:  # else all must be visited, those without a prize too
+                model.GetDimensionOrDie("prize").CumulVar(model.End(0)).SetMin(_LONGEST)
+                for node in range(1, instance.nodes):
+                    model.AddDisjunction([indices[node]], whole_penalty(instance, node, factor))
         parameters = routing.DefaultRoutingSearchParameters()
         parameters.first_solution_strategy = enums.FirstSolutionStrategy.PATH_CHEAPEST_ARC
         parameters.local_search_metaheuristic = enums.LocalSearchMetaheuristic.GUIDED_LOCAL_SEARCH

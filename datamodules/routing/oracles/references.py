@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice, repeat
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from datamodules.routing.oracles.base import Oracle, Route, instances_of
 from datamodules.routing.oracles.exact import LARGEST, Exact
 from datamodules.routing.oracles.heuristics import Insertion, RuinRecreate, TwoOpt
 from datamodules.routing.oracles.packages import Elkai, ORTools, PrizeCollecting, PyVRP
+from datamodules.routing.problem import Problem
 from modules.contracts import RoutingProblem
 from modules.files import atomic_write
 
@@ -98,6 +100,12 @@ def _solve_part(oracle: Oracle, problem: str, arrays: dict[str, np.ndarray]) -> 
     return oracle.solve(instances_of(problem, TensorDict(fields, [len(fields["locs"])])))
 
 
+def _padded(routes: list[Route]) -> Tensor:
+    """``[B, T]`` int64, T >= 1: routes, then the depot."""
+    longest = max(1, max(len(route) for route in routes))
+    return torch.tensor([[*route, *[0] * (longest - len(route))] for route in routes], dtype=torch.int64)
+
+
 class References:
     """Costs and routes of an oracle.
 
@@ -108,9 +116,15 @@ class References:
         workers: processes to solve in; 0 or 1: this one.
 
     Damaged files and kept routes that break a rule are left out with a warning.
+
+    Raises:
+        ValueError: an unknown oracle, or workers < 0.
+        ImportError: the oracle's package is not installed.
     """
 
     def __init__(self, oracle: Oracle | str, cache_dir: str | Path | None = None, workers: int = 0) -> None:
+        if workers < 0:
+            raise ValueError(f"References: workers must be >= 0, got {workers}")
         self.oracle = make_oracle(oracle) if isinstance(oracle, str) else oracle
         self.folder = None if cache_dir is None else Path(cache_dir)
         self.workers = workers
@@ -120,26 +134,35 @@ class References:
         return self._solved(problem, instances)[1]
 
     def routes(self, problem: RoutingProblem, instances: TensorDict) -> Tensor:
-        """``[B, T]`` int64 routes, waiting at the depot at their ends; they pass the problem's own check."""
+        """``[B, T]`` int64 routes, waiting at the depot at their ends; they pass the problem's own check.
+
+        Raises:
+            ValueError: instances that cannot be solved, or an oracle's route that breaks a rule.
+            RuntimeError: a worker process died.
+        """
         return self._solved(problem, instances)[0]
 
     def _solved(self, problem: RoutingProblem, instances: TensorDict, use_kept: bool = True) -> tuple[Tensor, Tensor]:
         name = problem.spec.name
-        self._tell(name)
+        if not len(instances):
+            return torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
         instances = instances.to("cpu")
+        exact = TensorDict(
+            {k: v.double() if v.is_floating_point() else v for k, v in instances.items()}, instances.shape
+        )
+        if isinstance(problem, Problem):
+            problem.check_instances(exact)  # NaN would keep oracles busy for ever
+        self._tell(name)
         keys = self._keys(name, instances)
         known = self._load(set(keys)) if use_kept else {}
         kept = bool(known)
         missing = list({key: number for number, key in enumerate(keys) if key not in known}.values())
         for numbers, routes in self._solve(name, instances, missing):
+            problem.check(exact[numbers], _padded(routes).unsqueeze(1))  # wrong ones are not kept
             found = dict(zip((keys[number] for number in numbers), routes, strict=True))
             known.update(found)
             self._keep(found)
-        longest = max(1, max(len(known[key]) for key in keys))
-        padded = torch.tensor([[*known[k], *[0] * (longest - len(known[k]))] for k in keys], dtype=torch.int64)
-        exact = TensorDict(
-            {k: v.double() if v.is_floating_point() else v for k, v in instances.items()}, instances.shape
-        )
+        padded = _padded([known[key] for key in keys])
         actions = padded.unsqueeze(1)
         try:
             problem.check(exact, actions)
@@ -168,14 +191,22 @@ class References:
                 yield part, self.oracle.solve(instances_of(problem, instances[part]))
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
+        pool = ProcessPoolExecutor(
             min(self.workers, len(parts)), mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        )
+        try:
             # as plain arrays: pickled tensors would take a file descriptor each
             arrays = [{k: instances[k][part].numpy() for k in _FIELDS if k in instances} for part in parts]
             done = zip(parts, pool.map(_solve_part, repeat(self.oracle), repeat(problem), arrays), strict=True)
             while some := list(islice(done, _SAVED)):
                 yield sum((part for part, _ in some), []), sum((routes for _, routes in some), [])
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"References: a process of {self.oracle.name} died (killed, or out of memory): use fewer workers "
+                f"than {self.workers}"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for what is queued
 
     # -- on disk ------------------------------------------------------------------------------------------------------
     def _keys(self, problem: str, instances: TensorDict) -> list[str]:

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import logging
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -223,3 +224,40 @@ def test_the_log_names_the_oracle_once_and_says_what_it_is(caplog, monkeypatch):
 def test_sizes_beyond_exact_are_refused():
     with pytest.raises(ValueError, match="tsp is solved up to size 12, got 20"):
         References("exact").costs(*batch_of(1, size=20))
+
+
+def test_wrong_routes_are_not_kept(tmp_path):
+    class Broken(Counting):
+        def route(self, instance):
+            return [0] * instance.nodes
+
+    with pytest.raises(ValueError, match="every node must be visited exactly once"):
+        References(Broken(), tmp_path).costs(*batch_of())
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_instances_that_cannot_be_solved_are_refused_before_the_oracle():
+    problem, batch = batch_of()
+    batch["locs"][1, 0] = torch.nan
+    oracle = Counting()
+    with pytest.raises(ValueError, match="TSP: instance 1: locs must be finite"):
+        References(oracle).costs(problem, batch)
+    assert oracle.calls == 0
+
+
+def test_no_instances_have_no_costs():
+    problem, batch = batch_of()
+    assert References(Counting()).costs(problem, batch[:0]).shape == (0,)
+    assert References(Counting()).routes(problem, batch[:0]).shape[0] == 0
+
+
+class Dying(Counting):
+    def route(self, instance):
+        os._exit(9)
+
+
+def test_a_dead_worker_is_said():
+    with pytest.raises(RuntimeError, match="a process of counting died .* fewer workers than 2"):
+        References(Dying(), workers=2).costs(*batch_of(40))
+    with pytest.raises(ValueError, match="workers must be >= 0, got -1"):
+        References("two_opt", workers=-1)
