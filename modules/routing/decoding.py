@@ -26,6 +26,8 @@ _BELOW_ONE = 1.0 - 2.0**-20
 _INFINITE = 1e30
 _FOLD_BELOW = 64
 """Nodes up to which values, glimpse projection and logit keys are multiplied out: one product a step, not H + 1."""
+_FOLD_BELOW_FORWARD = 40
+"""The same without a backward pass, which gains more from it."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,13 @@ class _Readout:
     Logits are ``sum_h attention_h @ values_h @ keys_h^T``. Of few nodes the last two are one matrix per instance.
     """
 
-    def __init__(self, values: Tensor, keys: Tensor) -> None:
+    def __init__(self, values: Tensor, keys: Tensor, fold_below: int) -> None:
         self.batch, self.heads, self.nodes, self.width = values.shape
         self.values = values
         self.keys = keys.view(self.batch, self.nodes, self.heads, self.width).transpose(1, 2)  # [B, H, N, width]
         self.flat_keys = keys
         self.mix = self.d_mix = self.d_values = self.d_keys = None
-        if self.nodes <= _FOLD_BELOW:
+        if self.nodes <= fold_below:
             self.mix = (values @ self.keys.transpose(2, 3)).reshape(self.batch, -1, self.nodes)
 
     def _split(self, attention: Tensor) -> Tensor:  # [B, H, P, N]
@@ -136,6 +138,8 @@ class _Decisions:
         self.rollouts = rollouts
         self.flat = last.reshape(self.batch * self.nodes, -1)
         self.offsets = torch.arange(self.batch, device=last.device).unsqueeze(-1) * self.nodes
+        # 0, or minus a large number at nodes that a closed route has visited
+        self.visited = last.new_zeros(self.batch, rollouts, self.nodes if problem.spec.closed else 0)
         # scores that every later decision of a rollout adds
         self.standing = None if fixed is None else fixed.unsqueeze(1).expand(-1, rollouts, -1)
 
@@ -159,7 +163,7 @@ class _Decisions:
             assert self.context is not None
             scores = torch.baddbmm(scores, features.to(scores.dtype), self.context)
         # masked fills are not vectorised; a large number serves as infinity
-        blocked = state["allowed"].to(scores.dtype).sub_(1.0).mul_(_INFINITE)
+        blocked = self.visited if closed else state["allowed"].to(scores.dtype).sub_(1.0).mul_(_INFINITE)
         scores = scores.view(self.batch, self.rollouts, self.heads, self.nodes)
         if not closed:  # there, visited nodes stay -inf in ``standing``
             scores += blocked.unsqueeze(2)  # a third of the time of a masked fill over heads
@@ -178,6 +182,7 @@ class _Decisions:
             visited = action.view(self.batch, self.rollouts, 1, 1).expand(-1, -1, self.heads, 1)
             standing = self.standing.view(self.batch, self.rollouts, self.heads, self.nodes)
             standing.scatter_(-1, visited, -math.inf)
+            self.visited.scatter_(-1, action.unsqueeze(-1), -_INFINITE)
 
     def finished(self, state: dict[str, Tensor], number: int) -> bool:
         return not self.problem.spec.closed and number > 0 and bool(self.problem.finished(state).all())
@@ -215,7 +220,10 @@ class _Rollout(torch.autograd.Function):
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
         steps = _Steps() if keep else None
-        decisions = _Decisions(problem, _Readout(values, keys), last, first, start, fixed, context, rollouts)
+        fold_below = _FOLD_BELOW if keep else min(_FOLD_BELOW, _FOLD_BELOW_FORWARD)
+        decisions = _Decisions(
+            problem, _Readout(values, keys, fold_below), last, first, start, fixed, context, rollouts
+        )
         state = problem.begin(instances, rollouts)
         total = last.new_zeros(decisions.batch, rollouts)
         actions: list[Tensor] = []
@@ -267,7 +275,7 @@ class _Rollout(torch.autograd.Function):
         batch, nodes = last.shape[:2]
         rollouts = grad.shape[1]
         heads = last.shape[2] // nodes
-        readout, d_last = _Readout(values, keys), torch.zeros_like(last)
+        readout, d_last = _Readout(values, keys, _FOLD_BELOW), torch.zeros_like(last)
         flat = d_last.view(batch * nodes, -1)
         d_start = None if start_shape is None else last.new_zeros(start_shape)
         d_context = None if context_shape is None else last.new_zeros(context_shape)
@@ -367,7 +375,9 @@ def beam_search(
     with torch.no_grad():
         names = [field.name for field in fields(DecoderTables)]
         rest = {name: getattr(tables, name) for name in names if name not in ("values", "keys")}
-        decisions = _Decisions(problem, _Readout(tables.values, tables.keys), rollouts=width, **rest)
+        decisions = _Decisions(
+            problem, _Readout(tables.values, tables.keys, _FOLD_BELOW_FORWARD), rollouts=width, **rest
+        )
         state = problem.begin(instances, width)
         total = tables.last.new_full((batch, width), -_INFINITE)
         total[:, 0] = 0.0  # all beams are the same empty route
@@ -383,6 +393,7 @@ def beam_search(
             state = {name: _reordered(value, parent) for name, value in state.items()}
             if decisions.standing is not None:
                 decisions.standing = _reordered(decisions.standing, parent)
+            decisions.visited = _reordered(decisions.visited, parent)
             routes = torch.cat([_reordered(routes, parent), action.unsqueeze(-1)], -1)
             decisions.advance(state, action, number)
         return routes, total
