@@ -69,16 +69,3 @@ class Mixture:
 def weights_of(solver: RoutingSolver) -> dict[str, Tensor]:
     """A copy of all parameters and buffers, on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in solver.state_dict().items()}
-
-
-def gathered(batch: TensorDict, world: int, device: torch.device) -> TensorDict:
-    """The instances of all ``world`` ranks, in order, on the CPU; every rank has as many."""
-    if world == 1:
-        return batch.to("cpu")
-    parts: dict[str, Tensor] = {}
-    for key, value in batch.items():
-        mine = value.to(device).contiguous()
-        each = [torch.empty_like(mine) for _ in range(world)]
-        torch.distributed.all_gather(each, mine)
-        parts[str(key)] = torch.cat(each).cpu()
-    return TensorDict(parts, [len(parts["index"])])

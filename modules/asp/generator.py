@@ -77,6 +77,14 @@ class GeneratorSettings:
             raise ValueError("GeneratorSettings: squash: minmax has no density to score: set estimator: official")
 
 
+def move_optimizer(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Moments to where the parameters are (a checkpoint loads them on the CPU)."""
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and key != "step":
+                state[key] = value.to(device)
+
+
 class GeneratorLearner:
     """A flow in training, its optimiser, and the best weights so far."""
 
@@ -94,10 +102,7 @@ class GeneratorLearner:
     def to(self, device: torch.device) -> None:
         """Move the flow and its optimiser's state."""
         self.flow.to(device)
-        for state in self.optimizer.state.values():
-            for key, value in state.items():
-                if isinstance(value, Tensor) and key != "step":
-                    state[key] = value.to(device)
+        move_optimizer(self.optimizer, device)
 
     def reset(self, generator: torch.Generator) -> None:
         """A new flow, with weights drawn from ``generator`` and a last layer of zeros: uniform instances."""

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor
 
-from modules.asp.game import Mixture, ScaleGame, gathered, weights_of
-from modules.asp.generator import GeneratorLearner, GeneratorSettings
+from modules.asp.game import Mixture, ScaleGame, weights_of
+from modules.asp.generator import GeneratorLearner, GeneratorSettings, move_optimizer
 from modules.asp.settings import EvaluationSettings, SolverTraining, StaircaseSettings
 from modules.asp.staircase import Staircase, shares
 from modules.contracts import InstanceRequest, RoutingSpec
@@ -160,7 +160,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
     def on_train_start(self) -> None:
         assert self.solver is not None
         self.learner.to(self.device)
-        self.training_settings.move(self.optimizer, self.device)
+        move_optimizer(self.optimizer, self.device)
         ResponseOracleLoop.on_train_start(self)
 
     # -- one iteration ------------------------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ class ASP(RoutingEvaluation, ResponseOracleLoop):
         """Keep the instances of generator ``number`` and fill the cells that they allow."""
         assert self.game is not None
         assert self.payoff_table is not None
-        self.game.sets[number] = gathered(batch, self._world, self.device)
+        self.game.sets[number] = self.gather(batch).to("cpu")
         for row, column in self.payoff_table.missing().tolist():
             if column in self.game.sets:
                 gaps = self._gaps_of(self._solver_number(row), self.game.share(column, self.global_rank, self._world))

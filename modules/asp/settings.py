@@ -62,14 +62,6 @@ class SolverTraining:
     def make_optimizer(self, solver: RoutingSolver) -> torch.optim.Adam:
         return torch.optim.Adam(solver.parameters(), lr=self.lr, weight_decay=self.weight_decay)
 
-    @staticmethod
-    def move(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        """Moments to where the parameters are (a checkpoint loads them on the CPU)."""
-        for state in optimizer.state.values():
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor) and key != "step":
-                    state[key] = value.to(device)
-
 
 @dataclass(frozen=True)
 class StaircaseSettings:

@@ -185,16 +185,21 @@ class ResponseOracleLoop(LightningModule):
         torch.distributed.all_reduce(total)
         return total.to(value.device)
 
+    def gather(self, batch: TensorDict) -> TensorDict:
+        """The rows of all ranks, rank by rank, where those of this one were; every rank has as many."""
+        if self.trainer.world_size == 1:
+            return batch
+        parts: dict[str, Tensor] = {}
+        for key, value in batch.items():
+            mine = value.to(self.device).contiguous()
+            gathered = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
+            torch.distributed.all_gather(gathered, mine)
+            parts[str(key)] = torch.cat(gathered).to(value.device)
+        return TensorDict(parts, batch_size=[self.trainer.world_size * len(batch)])
+
     def gather_episodes(self, batch: TensorDict) -> TensorDict:
         """The episodes of all ranks, ordered by random stream: the same on any number of ranks."""
-        if self.trainer.world_size > 1:
-            parts = {}
-            for key, value in batch.items():
-                mine = value.to(self.device).contiguous()
-                gathered = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
-                torch.distributed.all_gather(gathered, mine)
-                parts[key] = torch.cat(gathered).to(value.device)
-            batch = TensorDict(parts, batch_size=[len(parts["stream"])])
+        batch = self.gather(batch)
         return batch[batch["stream"].argsort(stable=True)]
 
     def check_agreement(self) -> None:
