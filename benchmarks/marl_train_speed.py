@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import statistics
@@ -212,15 +213,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def public_command(argv: Sequence[str]) -> str:
-    """The command without the options that name folders of this machine."""
+def command_of(script: str, argv: Sequence[str]) -> str:
+    """The command of ``benchmarks/<script>`` without the options that name folders of this machine."""
     kept, skip = [], False
     for word in argv:
         hidden = word in ("--root", "--out")
         if not skip and not hidden:
             kept.append(word)
         skip = hidden
-    return " ".join(["python benchmarks/marl_train_speed.py", *kept])
+    return " ".join([f"python benchmarks/{script}", *kept])
+
+
+public_command = functools.partial(command_of, "marl_train_speed.py")
 
 
 def write_record(record: Mapping[str, Any], out: Path) -> None:

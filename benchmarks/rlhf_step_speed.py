@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from peers import default_root, ensure_peer, installed_packages
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "loops"), str(HERE.parent)]
 
-from marl_train_speed import result_line, write_record  # noqa: E402
+from marl_train_speed import command_of, result_line, write_record  # noqa: E402
 from rlhf_common import PROMPTS_FILE, RlhfArgs  # noqa: E402
 from train_tokens import _own_versions, machine  # noqa: E402
 
@@ -164,15 +165,7 @@ def summarise(rounds: Sequence[Mapping[str, Mapping[str, Any]]], key: str) -> di
     return table
 
 
-def public_command(argv: Sequence[str]) -> str:
-    """The command without the options that name folders of this machine."""
-    kept, skip = [], False
-    for word in argv:
-        hidden = word in ("--root", "--out")
-        if not skip and not hidden:
-            kept.append(word)
-        skip = hidden
-    return " ".join(["python benchmarks/rlhf_step_speed.py", *kept])
+public_command = functools.partial(command_of, "rlhf_step_speed.py")
 
 
 def print_table(found: Mapping[str, Any], title: str) -> None:

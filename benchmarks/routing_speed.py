@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import itertools
 import json
 import math
@@ -30,7 +31,7 @@ from peers import default_root, ensure_peer, installed_packages
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "loops"), str(HERE.parent)]
 
-from marl_train_speed import result_line, write_record  # noqa: E402
+from marl_train_speed import command_of, result_line, write_record  # noqa: E402
 from routing_common import RoutingArgs  # noqa: E402
 from train_tokens import _own_versions, machine  # noqa: E402
 
@@ -238,15 +239,7 @@ def compare(
         yield rounds
 
 
-def public_command(argv: Sequence[str]) -> str:
-    """The command without the options that name folders of this machine."""
-    kept, skip = [], False
-    for word in argv:
-        hidden = word in ("--root", "--out")
-        if not skip and not hidden:
-            kept.append(word)
-        skip = hidden
-    return " ".join(["python benchmarks/routing_speed.py", *kept])
+public_command = functools.partial(command_of, "routing_speed.py")
 
 
 def build_parser() -> argparse.ArgumentParser:
