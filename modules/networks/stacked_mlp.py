@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -122,7 +122,19 @@ def take_rows(table: Tensor, index: Tensor) -> Tensor:
     return table[learner, index]
 
 
-class StackedLearners:
+class StackedNetwork(Protocol):
+    """Networks of one shape whose parameters are stacked: what :class:`StackedLearners` needs of them."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def init(self, count: int, generator: torch.Generator) -> dict[str, Tensor]: ...
+
+
+N = TypeVar("N", bound=StackedNetwork)
+
+
+class StackedLearners(Generic[N]):
     """Weights of ``L`` independent learners, each of one or more networks, as one tensor, and Adam over it.
 
     Learners never mix: gradient norms are each learner's own and Adam works by element. A step costs one reduction
@@ -137,12 +149,12 @@ class StackedLearners:
 
     def __init__(
         self,
-        networks: Mapping[str, StackedMLP],
+        networks: Mapping[str, N],
         learning_rate: float,
         max_grad_norm: float | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.networks = dict(networks)
+        self.networks: dict[str, N] = dict(networks)
         self.learning_rate = learning_rate
         self.max_grad_norm = max_grad_norm
         self._layout = [(net, name, shape) for net, mlp in self.networks.items() for name, shape in mlp.shapes.items()]

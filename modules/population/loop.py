@@ -7,17 +7,15 @@ step, so that a checkpoint taken after any step resumes there exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from tensordict import TensorDict
 from torch import Tensor
 
 from modules.population.members import Members
 from modules.population.payoff_table import PayoffTable
-
-T = TypeVar("T")
+from modules.population.ranks import RankModule
 
 
 class Clock(torch.optim.Optimizer):
@@ -33,7 +31,7 @@ class Clock(torch.optim.Optimizer):
         return closure() if closure is not None else None
 
 
-class ResponseOracleLoop(LightningModule):
+class ResponseOracleLoop(RankModule):
     """Grows populations by responding to the meta-game's solution. Subclasses say what a response is.
 
     One iteration is ``response_steps`` calls of :meth:`response_step`, then ``evaluation_steps`` calls of
@@ -170,33 +168,6 @@ class ResponseOracleLoop(LightningModule):
                 )
 
     # -- ranks --------------------------------------------------------------------------------------------------------
-    def decide(self, make: Callable[[], T]) -> T:
-        """The value of ``make()`` on rank 0, on all ranks: a decision is made once."""
-        if self.trainer.world_size == 1:
-            return make()
-        value: Any = make() if self.trainer.is_global_zero else None
-        return self.trainer.strategy.broadcast(value)
-
-    def all_sum(self, value: Tensor) -> Tensor:
-        """Sum of ``value`` over ranks, the same on all."""
-        if self.trainer.world_size == 1:
-            return value
-        total = value.to(self.device, copy=True)  # NCCL reduces on its devices only
-        torch.distributed.all_reduce(total)
-        return total.to(value.device)
-
-    def gather(self, batch: TensorDict) -> TensorDict:
-        """The rows of all ranks, rank by rank, where those of this one were; every rank has as many."""
-        if self.trainer.world_size == 1:
-            return batch
-        parts: dict[str, Tensor] = {}
-        for key, value in batch.items():
-            mine = value.to(self.device).contiguous()
-            gathered = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather(gathered, mine)
-            parts[str(key)] = torch.cat(gathered).to(value.device)
-        return TensorDict(parts, batch_size=[self.trainer.world_size * len(batch)])
-
     def gather_episodes(self, batch: TensorDict) -> TensorDict:
         """The episodes of all ranks, ordered by random stream: the same on any number of ranks."""
         batch = self.gather(batch)

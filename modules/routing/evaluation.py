@@ -7,11 +7,11 @@ from dataclasses import asdict
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from tensordict import TensorDict
 from torch import Tensor
 
 from modules.contracts import ProvidesRoutingInstances, RoutingProblem, RoutingSpec
+from modules.population.ranks import RankModule
 from modules.routing.solver import Decoding, RoutingSolver
 from modules.seeds import global_seed, stream_seed
 
@@ -23,7 +23,7 @@ def optimality_gap(cost: Tensor, reference: Tensor) -> Tensor:
     return 100.0 * (cost - reference) / reference.abs()
 
 
-class RoutingEvaluation(LightningModule):
+class RoutingEvaluation(RankModule):
     """A LightningModule with a :class:`~modules.routing.solver.RoutingSolver` that is evaluated on sets of instances.
 
     A subclass implements :meth:`build` and has ``solver``. Metrics: ``<stage>/gap/<set>`` and ``<stage>/cost/<set>``,
@@ -118,14 +118,6 @@ class RoutingEvaluation(LightningModule):
         name = self.data.evaluation_sets[dataloader]
         self._sums[name] = self._sums.get(name, torch.zeros(4, dtype=torch.float64)) + sums.double()
         return solved
-
-    def all_sum(self, value: Tensor) -> Tensor:
-        """Sum of ``value`` over ranks, the same on all."""
-        if self._trainer is None or self.trainer.world_size == 1:
-            return value
-        total = value.to(self.device, copy=True)  # NCCL reduces on its devices only
-        torch.distributed.all_reduce(total)
-        return total.to(value.device)
 
     def _report(self, stage: str) -> None:
         names = list(self.data.evaluation_sets)
