@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[llemma,corpus,games,marl,vmas,rlhf,routing,lkh,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[llemma,corpus,games,marl,vmas,rlhf,routing,lkh,control,dev]"
 	@touch $(READY)
 
 # Proof assistants and the sandbox launcher are Debian packages; without them the tests that need them say so and skip.

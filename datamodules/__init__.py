@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.control_data import ControlDataModule
     from datamodules.corpus_data import CorpusDataModule
     from datamodules.dialogue_data import DialogueDataModule
     from datamodules.game_data import GameDataModule
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from datamodules.sft_data import SFTDataModule
 
 __all__ = [
+    "ControlDataModule",
     "CorpusDataModule",
     "DialogueDataModule",
     "GameDataModule",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ControlDataModule": "datamodules.control_data",
     "CorpusDataModule": "datamodules.corpus_data",
     "DialogueDataModule": "datamodules.dialogue_data",
     "GameDataModule": "datamodules.game_data",

@@ -15,6 +15,15 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 
+from modules.contracts.control import ControlActor as ControlActor
+from modules.contracts.control import ControlSpec as ControlSpec
+from modules.contracts.control import ControlStep as ControlStep
+from modules.contracts.control import EpisodesRequest as EpisodesRequest
+from modules.contracts.control import EvaluatesAttacks as EvaluatesAttacks
+from modules.contracts.control import ProvidesRollouts as ProvidesRollouts
+from modules.contracts.control import ReportsAttacks as ReportsAttacks
+from modules.contracts.control import RequestsRollouts as RequestsRollouts
+from modules.contracts.control import RolloutRequest as RolloutRequest
 from modules.contracts.routing import InstanceRequest as InstanceRequest
 from modules.contracts.routing import ProvidesRoutingInstances as ProvidesRoutingInstances
 from modules.contracts.routing import ReportsGenerators as ReportsGenerators

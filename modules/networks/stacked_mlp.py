@@ -58,6 +58,7 @@ class StackedMLP:
             raise ValueError(f"StackedMLP: init: orthogonal or kaiming, got '{init}'")
         self.widths = widths
         self.layers = len(widths) - 1
+        self.activation = activation
         self.initialisation = init
         self.output_gain = output_gain
         self._function, self._gain = ACTIVATIONS[activation]

@@ -215,13 +215,7 @@ class ResponseOracleLoop(RankModule):
             raise ValueError(
                 f"{type(self).__name__}: the checkpoint holds no population: it was written by another kind of module"
             )
-        for field, mine in self.game_digest().items():
-            theirs = state["digest"].get(field)
-            if theirs != mine:
-                raise ValueError(
-                    f"{type(self).__name__}: the checkpoint was written for {field} {theirs}, the config names {mine}: "
-                    "resume with the run's own config"
-                )
+        self.check_digest(state["digest"])
         self.check_steps(state["steps"])
         self.members = [Members() for _ in state["members"]]
         for members, saved in zip(self.members, state["members"], strict=True):
@@ -234,6 +228,16 @@ class ResponseOracleLoop(RankModule):
         self._latest = dict(state["latest"])
         self.load_method_state(state["method"])
         self._restored = True
+
+    def check_digest(self, saved: Mapping[str, str]) -> None:
+        """Refuse a checkpoint that was written for another game."""
+        for field, mine in self.game_digest().items():
+            theirs = saved.get(field)
+            if theirs != mine:
+                raise ValueError(
+                    f"{type(self).__name__}: the checkpoint was written for {field} {theirs}, the config names {mine}: "
+                    "resume with the run's own config"
+                )
 
     def check_steps(self, saved: list[int]) -> None:
         """Refuse a checkpoint whose iterations have other numbers of response and evaluation steps.

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 EVERYONE = {"modules.contracts", "modules.optional", "modules.files", "modules.seeds"}
-SHARED = {"marl", "routing", "population", "objectives", "networks", "language", "verification", "assurance"}
+SHARED = {"marl", "control", "routing", "population", "objectives", "networks", "language", "verification", "assurance"}
 PLAIN = {"torch", "tensordict", "torchrl"}
 
 

@@ -1,0 +1,1 @@
+"""Continuous-control environments, stepped as one batch."""
