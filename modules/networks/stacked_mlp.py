@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from modules.networks.products import fuses_tanh, linear_tanh
+
 ACTIVATIONS = {
     "relu": (functional.relu_, math.sqrt(2.0)),  # in place: its input is a fresh product, which autograd does not keep
     "tanh": (torch.tanh, 5.0 / 3.0),
@@ -109,10 +111,14 @@ class StackedMLP:
         rows = inputs.expand(count, *inputs.shape) if inputs.ndim == 2 else inputs
         for layer in range(self.layers):
             weight = params[f"weight_{layer}"]
+            hidden = layer < self.layers - 1
+            if hidden and count == 1 and self.activation == "tanh" and fuses_tanh(rows[0], weight[0]):
+                rows = linear_tanh(rows[0], weight[0], params[f"bias_{layer}"][0]).unsqueeze(0)
+                continue
             if weight.shape[-1] < _NARROW and weight.device.type == "cpu":
                 weight = weight.transpose(1, 2).contiguous().transpose(1, 2)
             rows = torch.baddbmm(params[f"bias_{layer}"].unsqueeze(1), rows, weight)
-            if layer < self.layers - 1:
+            if hidden:
                 rows = self._function(rows)
         return rows
 
