@@ -179,7 +179,7 @@ def test_the_director_gets_the_direction_that_it_asks_for() -> None:
     torch.testing.assert_close(p[sure], expected[sure], rtol=0, atol=1e-5)
     assert sure.float().mean() > 0.95
     agreement = torch.nn.functional.cosine_similarity(p, direction, dim=-1)
-    assert agreement.mean() > 0.6  # of 3 signs, the best corner agrees by 0.9 on average
+    assert agreement.mean() > 0.6  # of 3 signs, the best corner agrees by 0.87 on average
     opposite = director_attack(
         lambda seen: seen, observation, -direction, budget.eps, lambda p: budget.project(p, p), start, STEPS
     )

@@ -68,6 +68,20 @@ def test_two_balls_on_their_axis() -> None:
     torch.testing.assert_close(answer, expected, rtol=0, atol=1e-7)
 
 
+def test_rounding_stays_inside_the_first_ball() -> None:
+    """A perturbation a rounding error too long would forbid the point opposite to it, and points around that."""
+    generator = torch.Generator().manual_seed(0)
+    for eps in (0.1, 0.7, 3.0):
+        radius, reach = torch.tensor([eps]), torch.tensor([2 * eps])
+        wish = torch.randn(20_000, 3, generator=generator) * 3 * eps
+        p = project_two_balls(wish, radius, torch.zeros(20_000, 3), reach)
+        assert (p.double().norm(dim=-1, keepdim=True) <= radius.double()).all()
+        tilted = -wish + 1e-3 * torch.randn(20_000, 3, generator=generator) * eps
+        opposite = project_two_balls(tilted, radius, p, reach)
+        expected = tilted * (eps / tilted.norm(dim=-1, keepdim=True)).clamp_max(1.0)
+        torch.testing.assert_close(opposite, expected, rtol=0, atol=1e-6 * eps)
+
+
 def test_concentric_balls_leave_the_smaller() -> None:
     wish = torch.tensor([[3.0, 4.0], [0.1, 0.0]])
     for eps, reach, least in ((1.0, 0.5, 0.5), (0.5, 1.0, 0.5), (0.7, 0.7, 0.7)):

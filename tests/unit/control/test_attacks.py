@@ -229,7 +229,7 @@ def test_the_best_point_on_the_way_is_kept() -> None:
 @pytest.mark.parametrize("norm", ["inf", "2"])
 def test_gradients_that_are_no_numbers_are_no_step(norm: str) -> None:
     observation, budget = torch.zeros(ROWS, SIZE), make(norm, coupled=False)
-    start = torch.rand(ROWS, SIZE, generator=torch.Generator().manual_seed(0)) - 0.5
+    start = torch.ones(ROWS, SIZE)
 
     def broken(seen: Tensor) -> Tensor:
         return seen[:, :ACTIONS] * torch.nan
@@ -240,7 +240,7 @@ def test_gradients_that_are_no_numbers_are_no_step(norm: str) -> None:
     p = critic_attack(lambda seen: broken(seen)[:, 0], observation, EPS, project, STEPS, norm)
     assert (p == 0).all()
     p = director_attack(broken, observation, torch.ones(ROWS, ACTIONS), EPS, project, start, STEPS, norm)
-    assert (p.abs() <= EPS / STEPS).all()
+    assert (budget.norms(p) <= EPS / STEPS + 1e-7).all()  # the start
 
 
 def test_random_noise_fills_its_range_and_walks_when_coupled() -> None:
