@@ -122,7 +122,7 @@ class PopulationFigures(PopulationCallback):
         curves = draw_curves(report["history"])
         if curves is not None:
             figures["exploitability"] = curves
-        if report["payoffs"].ndim == 3:
+        if report["payoffs"].ndim == 3 and report["payoffs"].numel():
             figures["payoffs"] = draw_payoffs(report["payoffs"][0], iteration)
         for name, figure in figures.items():
             write_figure(trainer, self._folder / "figures", f"population/{name}", figure)
@@ -200,11 +200,11 @@ def draw_payoffs(payoffs: Tensor, iteration: int) -> Any:
     return figure
 
 
-CURVES = ("meta/nashconv", "meta/population_exploitability")
+CURVES = ("meta/nashconv", "meta/population_exploitability", "psro/gap")
 
 
 def draw_curves(history: Mapping[str, Sequence[Sequence[float]]]) -> Any:
-    """NashConv and population exploitability against iterations and, where games were played, frames.
+    """NashConv, population exploitability or the empirical gap against iterations and, where games were played, frames.
 
     Args:
         history: metric -> points (iteration, frames, value); values of 0 and less cannot be drawn and are left out.
@@ -229,7 +229,7 @@ def draw_curves(history: Mapping[str, Sequence[Sequence[float]]]) -> Any:
                 [point[-1] for point in points],
                 marker="o",
                 markersize=2.5,
-                label=name.removeprefix("meta/").replace("_", " "),
+                label=name.split("/")[-1].replace("_", " "),
             )
         axis.set_xlabel(label)
         axis.set_yscale("log")

@@ -16,6 +16,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from modules.control.fused import policy_gradient, value_gradient
 from modules.control.normaliser import Reduce, RunningMoments
 from modules.control.players import OBSERVATION_CLIP, PlayerNetworks
 from modules.control.policy import MemorySettings, gaussian_entropy, gaussian_log_probability
@@ -388,6 +389,60 @@ class PPOLearner:
         self, rows: Rows, reduce: Reduce | None, regulariser: Regulariser | None, report: bool
     ) -> dict[str, Tensor]:
         """One minibatch: an Adam step of the policy and one of the critic."""
+        if self.networks.recurrent or regulariser is not None or not len(rows):
+            return self._autograd_step(rows, reduce, regulariser, report)
+        return self._closed_step(rows, reduce, report)
+
+    @torch.no_grad()
+    def _closed_step(self, rows: Rows, reduce: Reduce | None, report: bool) -> dict[str, Tensor]:
+        """The same with gradients in closed form."""
+        settings, nets = self.settings, self.networks
+        n = len(rows)
+        policy, value_net = self._views()
+        slopes = [torch.empty_like(self.policy.flat), torch.empty_like(self.value.flat)]
+        log_ratio, losses = policy_gradient(
+            policy,
+            nets.policy.mlp.layers,
+            self.policy.views(slopes[0])["policy"],
+            rows.features,
+            rows.action,
+            rows.log_probability,
+            rows.advantage,
+            settings.clip,
+            settings.entropy,
+            1.0,
+        )
+        errors = value_gradient(
+            value_net,
+            nets.value.mlp.layers,
+            self.value.views(slopes[1])["value"],
+            rows.features,
+            rows.target,
+            rows.value,
+            settings.value_clip,
+            1.0,
+        )
+        count = torch.full((1,), float(n), device=losses.device)
+        if not report:
+            self.policy.descend(slopes[0], count, None, reduce)
+            self.value.descend(slopes[1], count, None, reduce)
+            return {}
+        log_std = policy["log_std"][0]
+        metrics = {
+            "policy_loss": losses.mean().reshape(1),
+            "kl": approximate_kl(log_ratio).mean().reshape(1),
+            "clip_fraction": ((log_ratio.exp() - 1.0).abs() > settings.clip).float().mean().reshape(1),
+            "entropy": gaussian_entropy(log_std).reshape(1),
+        }
+        shown = self.policy.descend(slopes[0], count, metrics, reduce)
+        shown_value = self.value.descend(slopes[1], count, {"value_loss": errors.mean().reshape(1)}, reduce)
+        norm = shown.pop("gradient_norm")
+        return {**shown, "grad_norm": norm, "value_loss": shown_value["value_loss"]}
+
+    def _autograd_step(
+        self, rows: Rows, reduce: Reduce | None, regulariser: Regulariser | None, report: bool
+    ) -> dict[str, Tensor]:
+        """The same by autograd: with memory, a regulariser, or no rows on this rank."""
         settings = self.settings
         policy = self.policy.views(self.policy.flat)["policy"]
         value_net = self.value.views(self.value.flat)["value"]

@@ -229,26 +229,66 @@ class StackedLearners(Generic[N]):
         Returns:
             The metrics over all ranks and ``gradient_norm`` (before clipping), ``[L]``, without gradient.
         """
-        metrics = metrics or {}
-        count = rows.to(loss.dtype)
-        (gradient,) = torch.autograd.grad((loss * count).sum(), self.flat)
-        sums = torch.stack([count, *(value.detach() * count for value in metrics.values())], dim=1)
-        packed = torch.cat([gradient, sums], dim=1)
-        if reduce is not None:
+        (gradient,) = torch.autograd.grad((loss * rows.to(loss.dtype)).sum(), self.flat)
+        return self.descend(gradient, rows, metrics or {}, reduce)
+
+    def descend(
+        self,
+        gradient: Tensor,
+        rows: Tensor,
+        metrics: Mapping[str, Tensor] | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """One Adam step along a gradient that is known.
+
+        Args:
+            gradient: ``[L, parameters]`` of the loss's sum over ``rows``.
+            rows, metrics, reduce: as in :meth:`step`.
+
+        Returns:
+            As :meth:`step`; nothing where ``metrics`` is ``None``.
+        """
+        shown = metrics or {}
+        count = rows.to(gradient.dtype)
+        if reduce is None:  # nothing travels: means are what they are
+            total = torch.where(count > 0, count, 1.0).unsqueeze(1)
+            gradient = gradient / total
+            means = [torch.where(count > 0, value.detach(), 0.0) for value in shown.values()]
+        else:
+            sums = torch.stack([count, *(value.detach() * count for value in shown.values())], dim=1)
+            packed = torch.cat([gradient, sums], dim=1)
             packed = reduce(packed.reshape(-1)).view_as(packed)
-        width = gradient.shape[1]
-        total = packed[:, width : width + 1]
-        packed = packed / torch.where(total > 0, total, 1.0)
-        parts = packed[:, :width].split(self._shares, dim=1)
-        norms = torch.stack([part.norm(dim=1) for part in parts], dim=1)
-        if self.max_grad_norm is not None:
-            scale = (self.max_grad_norm / (norms + 1e-6)).clamp_max(1.0)
-            parts = [part * scale[:, i : i + 1] for i, part in enumerate(parts)]
-        self.flat.grad = torch.cat(list(parts), dim=1)
-        self.optimiser.step()
-        self.flat.grad = None
-        means = packed[:, width + 1 :].unbind(1)
-        return {**dict(zip(metrics, means, strict=True)), "gradient_norm": norms.norm(dim=1)}
+            width = gradient.shape[1]
+            total = packed[:, width : width + 1]
+            packed = packed / torch.where(total > 0, total, 1.0)
+            gradient, means = packed[:, :width], list(packed[:, width + 1 :].unbind(1))
+        norms: Tensor | None = None
+        if metrics is not None or self.max_grad_norm is not None:
+            parts = gradient.split(self._shares, dim=1)
+            norms = torch.stack([part.norm(dim=1) for part in parts], dim=1)
+            if self.max_grad_norm is not None:
+                scale = (self.max_grad_norm / (norms + 1e-6)).clamp_max(1.0)
+                gradient = torch.cat([part * scale[:, i : i + 1] for i, part in enumerate(parts)], dim=1)
+        self._adam(gradient)
+        if metrics is None or norms is None:
+            return {}
+        return {**dict(zip(shown, means, strict=True)), "gradient_norm": norms.norm(dim=1)}
+
+    def _adam(self, gradient: Tensor) -> None:
+        """One step of the optimiser; from the second on its kernel is called at once, which spares 30 us of Python."""
+        state, group = self.optimiser.state.get(self.flat), self.optimiser.param_groups[0]
+        if not state or self.flat.device.type != "cpu":
+            self.flat.grad = gradient.contiguous()
+            self.optimiser.step()
+            self.flat.grad = None
+            return
+        state["step"] += 1
+        with torch.no_grad():
+            torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage] - the kernel of torch.optim.Adam(fused=True); a test holds both equal
+                [self.flat], [gradient.contiguous()], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]],
+                amsgrad=False, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
+                weight_decay=0.0, eps=group["eps"], maximize=False, grad_scale=None, found_inf=None,
+            )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of weights and Adam's moments; loadable by ``torch.load(weights_only=True)``."""

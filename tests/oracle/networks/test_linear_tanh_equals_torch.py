@@ -13,11 +13,11 @@ pytestmark = pytest.mark.skipif(not prefers_onednn(), reason="this processor's p
 
 def test_values_and_gradients_equal_torch():
     torch.manual_seed(0)
-    x, weight, bias = torch.randn(200, 11), torch.randn(11, 64) / 3, torch.randn(64)
+    x, weight, bias = torch.randn(600, 11), torch.randn(11, 64) / 3, torch.randn(64)
     assert fuses_tanh(x, weight)
     leaves = [value.clone().requires_grad_() for value in (x, weight, bias)]
     others = [value.clone().requires_grad_() for value in (x, weight, bias)]
-    pull = torch.randn(200, 64)
+    pull = torch.randn(600, 64)
     mine, theirs = linear_tanh(*leaves), torch.tanh(others[0] @ others[1] + others[2])
     torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
     for one, other in zip(
@@ -25,7 +25,7 @@ def test_values_and_gradients_equal_torch():
         torch.autograd.grad((theirs * pull).sum(), others),
         strict=True,
     ):
-        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(one, other, atol=5e-5, rtol=1e-5)
 
 
 def test_a_perceptron_is_the_same_by_both_ways():
