@@ -89,7 +89,7 @@ def value_gradient(
     clip: float | None,
     scale: float,
 ) -> Tensor:
-    """Gradient of half the squared errors' sum times ``scale``; :func:`modules.objectives.ppo.value_loss` says how clipped.
+    """Gradient of half the squared errors times ``scale``; :func:`modules.objectives.ppo.value_loss` says how clipped.
 
     Returns:
         the loss of each row ``[n]``.

@@ -22,7 +22,8 @@ class AttackSettings:
     Args:
         names: of :data:`ATTACKS`, in ``test``; each but ``none`` both uncoupled and coupled, or as ``coupled`` says.
             ``null``: all that go with what is perturbed.
-        val_names: the same in validation during training.
+        val_names: the same in validation during training; ``[all]``: those of ``test``; ``null``: natural return,
+            noise and a constant bias.
         coupled: ``both``, ``coupled`` or ``uncoupled``.
         episodes: per attack, over all ranks; every attack meets the same starts.
         budget: runs of a learned attack, over the first settings of ``grid``; the strongest counts.
@@ -50,6 +51,8 @@ class AttackSettings:
     def __post_init__(self) -> None:
         for field in ("names", "val_names"):
             for name in getattr(self, field) or ():
+                if field == "val_names" and name == "all":
+                    continue
                 if name not in ATTACKS:
                     raise ValueError(f"AttackSettings: {field}: known are {', '.join(ATTACKS)}, got {name!r}")
         if self.coupled not in ("both", "coupled", "uncoupled"):
@@ -76,6 +79,8 @@ class AttackSettings:
     def suite(self, space: str, stage: str) -> list[tuple[str, bool]]:
         """(attack, coupled) in order; attacks through the policy's gradient are of observations only."""
         fitting = [name for name in ATTACKS if space == "state" or name not in (*GRADIENT, "pa_ad")]
+        if self.val_names == ["all"]:
+            stage = "test"
         names = self.names if stage == "test" else self.val_names
         if names is None:
             names = fitting if stage == "test" else ["none", "random", "constant"]
