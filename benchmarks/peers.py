@@ -21,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("hf_trainer", "litgpt", "lm_eval", "benchmarl", "trl", "rl4co")
+PEERS = ("hf_trainer", "litgpt", "lm_eval", "benchmarl", "trl", "rl4co", "sb3")
 NO_DEPS_MARKER = "# [no-deps]"
 STAMP = "peer.json"
 
