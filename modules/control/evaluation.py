@@ -71,6 +71,7 @@ class RobustEvaluation(RankModule):
         self._traces: dict[str, Tensor] = {}
         self._report: dict[str, Any] = {}
         self._attack_frames = 0
+        self.frames = 0
 
     # -- what a subclass writes ---------------------------------------------------------------------------------------
     @abstractmethod
@@ -354,7 +355,7 @@ class RobustEvaluation(RankModule):
             for flag in flags:
                 rank_zero_warn(f"{type(self).__name__}: {flag}")
             rank_zero_info(f"worst case {worst['return_mean']:.4g} ({worst['attack']}), natural {natural}")
-        values = {f"{stage}/worst_case": worst["return_mean"]}
+        values = {f"{stage}/worst_case": worst["return_mean"], "frames": float(self.frames)}
         if natural is not None:
             values[f"{stage}/natural"] = natural
         for row in rows:
