@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, Dataset
 
@@ -100,8 +101,14 @@ class ControlDataModule(LightningDataModule):
             )
         probe = self._make(1)
         self.spec = probe.control_spec
+        rank_zero_info(f"ControlDataModule: {self.task}: {probe.how}")
         probe.close(raise_if_closed=False)
         self._made = True
+
+    @property
+    def nan_resets(self) -> int:
+        """Episodes of this rank's training environments that ended because the simulation failed."""
+        return sum(int(getattr(one.env, "nan_resets", 0)) for one in self._streams.values())
 
     def _make(self, envs: int) -> ControlEnv:
         device = self.env_device

@@ -393,16 +393,18 @@ class RobustEvaluation(RankModule):
         return shown
 
     def budget_figures(self, batch: TensorDict) -> dict[str, float]:
-        """``perturb/linf`` and ``perturb/step_linf`` of a rollout, this rank's.
+        """``perturb/linf`` and ``perturb/step_linf`` of a rollout over all ranks; ``env/nan_resets``, this rank's.
 
         Raises:
             RuntimeError: a perturbation beyond its budget.
         """
+        resets = getattr(self.data, "nan_resets", 0)
+        figures = {"env/nan_resets": float(resets)} if resets else {}
         if "perturbation" not in batch.keys():  # noqa: SIM118 - a TensorDict
-            return {}
+            return figures
         p, previous, fresh = batch["perturbation"], batch["previous"], batch["fresh"]
         if p.shape[-1] != self.size or not p.numel():
-            return {}
+            return figures
         budget = self.budget()
         leap = budget.norms(p - previous)
         if self.perturbation.first_step == "free":
@@ -414,7 +416,7 @@ class RobustEvaluation(RankModule):
                         f"{type(self).__name__}: a perturbation exceeded {what} by {float(over.max()):.3g}: its "
                         "projection is wrong"
                     )
-        return {"perturb/linf": self._largest(budget.norms(p)), "perturb/step_linf": self._largest(leap)}
+        return {**figures, "perturb/linf": self._largest(budget.norms(p)), "perturb/step_linf": self._largest(leap)}
 
     mixed = False
     """Whether perturbations are mixed actions, which have no budget."""

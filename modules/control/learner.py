@@ -153,7 +153,10 @@ class PPOLearner:
 
     # -- members ------------------------------------------------------------------------------------------------------
     def begin(self, key: tuple[int, ...], member: Mapping[str, Tensor] | None = None) -> None:
-        """Start a new training: fresh weights drawn under ``key``, or those of ``member``; normalisers go on."""
+        """Start a new training: fresh weights drawn under ``key``, or those of ``member`` with its statistics.
+
+        The count behind the statistics goes on, so that a few new rows do not overturn them.
+        """
         device = self.policy.flat.device
         if member is None:
             generator = stream(global_seed(), *key)
@@ -163,6 +166,10 @@ class PPOLearner:
             params = {name: value.unsqueeze(0) for name, value in member.items()}
             self.policy.begin(self.policy.flatten(params))
             self.value.begin(self.value.flatten(params))
+            if self.settings.normalise_observations and float(self.moments.count) > 0:
+                where = self.moments.mean.device
+                self.moments.mean = member["mean"].to(where, torch.float64)
+                self.moments.squares = member["std"].to(where, torch.float64).square() * self.moments.count
         self.updates = 0
 
     def member(self) -> dict[str, Tensor]:

@@ -42,6 +42,8 @@ class ControlEnv(EnvBase):
     """
 
     name = "control"
+    how = "tensors, all copies in one step"
+    """How copies are stepped, for the log."""
     exact_resume = True
     """Whether :meth:`restore` goes on exactly; else it starts new episodes."""
     discrete = False

@@ -46,6 +46,7 @@ class GymnasiumEnv(ControlEnv):
     """
 
     exact_resume = False
+    how = "gymnasium, copies one by one: slower, and a resumed run starts new episodes"
 
     def __init__(
         self,

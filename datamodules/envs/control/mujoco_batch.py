@@ -164,6 +164,8 @@ class MuJoCoEnv(ControlEnv):
         ImportError: MuJoCo, Gymnasium, or MuJoCo's batches (since version 3.17) are missing.
     """
 
+    how = "MuJoCo, all copies in one call"
+
     def __init__(
         self,
         envs: int = 8,
