@@ -48,7 +48,9 @@ def read_reports(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
         key = (parts[-3], parts[-2]) if place.name.startswith("seed-") else ("", folder.name)
         found[key].append(json.loads(path.read_text(encoding="utf-8")))
     if not found:
-        raise FileNotFoundError(f"{folder}: no attacks/attacks.json in it: add the callback callbacks.attacks.AttackMatrix")
+        raise FileNotFoundError(
+            f"{folder}: no attacks/attacks.json in it: add callbacks.attacks.AttackMatrix"
+        )
     return dict(found)
 
 
@@ -108,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         write_json(
             args.out,
             {
-                "command": command_of(argv if argv is not None else sys.argv[1:], Path(__file__).name),
+                "command": command_of(Path(__file__).name, argv if argv is not None else sys.argv[1:]),
                 "date": args.date,
                 "perturbation": perturbation,
                 "matrices": matrices,

@@ -84,11 +84,14 @@ class ControlStream:
         if self.key != request.key:
             self.key = tuple(request.key)
             self._start(actor)
-        noise = torch.empty(steps, env.envs, 0, device=self.device)
-        if actor.noise_size:
-            generator = stream(global_seed(), _NOISE, *request.key, request.number)
-            drawn = torch.randn(steps, self.total, actor.noise_size, generator=generator)
-            noise = drawn[:, self.first : self.first + env.envs].to(self.device)
+        key = (_NOISE, *request.key, request.number)
+        parts = [
+            torch.randn(steps, self.total, size, generator=stream(global_seed(), *key, n))
+            for n, size in enumerate(actor.noise_parts)
+            if size
+        ]
+        drawn = torch.cat(parts, -1) if parts else torch.empty(steps, self.total, 0)
+        noise = drawn[:, self.first : self.first + env.envs].to(self.device)
         moved = env.device != self.device
         never = torch.zeros(env.envs, dtype=torch.bool, device=self.device)
         lists: dict[str, list[Tensor]] = {}
@@ -190,7 +193,7 @@ def play_episodes(
     starts = stream_seed(global_seed(), _STARTS, *request.key)
     env.restart(counter_uniforms(starts, number, zero, env.reset_size))
     draw = counter_uniforms(stream_seed(global_seed(), _DRAWS, *request.key), number, zero, actor.draws).to(device)
-    generator = stream(global_seed(), _NOISE, *request.key)
+    generators = [stream(global_seed(), _NOISE, *request.key, n) for n in range(len(actor.noise_parts))]
     group = torch.arange(groups, device=device).repeat_interleave(share)
     carry, fresh = actor.begin(env.envs), torch.ones(env.envs, dtype=torch.bool, device=device)
     total = torch.zeros(env.envs, dtype=torch.float64, device=place)
@@ -201,7 +204,8 @@ def play_episodes(
     traced: dict[str, list[Tensor]] = {}
     seen = env.observe()
     for t in range(env.episode_limit):
-        drawn = torch.randn(episodes, actor.noise_size, generator=generator)
+        pieces = [torch.randn(episodes, n, generator=g) for n, g in zip(actor.noise_parts, generators, strict=True)]
+        drawn = torch.cat(pieces, -1)
         noise = drawn[rank * share : (rank + 1) * share].repeat(groups, 1).to(device)
         step = actor.act(seen.to(device), carry, fresh if t == 0 else None, draw, noise, group)
         carry = step.carry

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from modules.control.learner import PPOSettings
 from modules.control.module import ControlModule
 from modules.control.perturbation import PerturbationSettings
 from modules.control.policy import MemorySettings
+from modules.control.ppo_settings import PPOSettings
 from modules.control.regulariser import RegulariserSettings
 from modules.control.suite import AttackSettings
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from modules.contracts import ControlSpec
 from modules.control.bounds import interval_bounds
-from modules.control.learner import PPOSettings, Rows
+from modules.control.learner import Rows
 from modules.control.module import ControlModule, stream_key
 from modules.control.perturbation import PerturbationSettings
 from modules.control.policy import MemorySettings
+from modules.control.ppo_settings import PPOSettings
 from modules.control.regulariser import RegulariserSettings
 from modules.control.suite import AttackSettings
 from modules.networks.stacked_mlp import StackedLearners, StackedMLP

@@ -52,11 +52,11 @@ class ControlStep:
 class ControlActor(Protocol):
     """Acts in many environments at once. Its random numbers are handed to it, so that it is a pure function.
 
-    ``noise_size``: standard normal numbers that it takes per environment and step. ``draws``: uniform numbers in
-    [0, 1) that it takes per environment and episode.
+    ``noise_parts``: standard normal numbers that each of its players takes per environment and step; a player's do not
+    depend on how many the others take. ``draws``: uniform numbers in [0, 1) that it takes per environment and episode.
     """
 
-    noise_size: int
+    noise_parts: tuple[int, ...]
     draws: int
 
     def begin(self, envs: int) -> Carry:
@@ -73,7 +73,7 @@ class ControlActor(Protocol):
             carry: as :meth:`begin` or the step before gave it.
             fresh: bool ``[envs]``, environments whose episode begins here; ``None``: none.
             draw: ``[envs, draws]``, the episode's numbers.
-            noise: ``[envs, noise_size]``.
+            noise: ``[envs, sum(noise_parts)]``, part after part.
             group: int64 ``[envs]`` in evaluation, the group that the episode belongs to; ``None`` in training.
         """
         ...

@@ -139,7 +139,7 @@ class GameActor:
         low, high = (torch.tensor(bound, device=device) for bound in (spec.action_low, spec.action_high))
         self.bounds = (low, high) if clip_executed and bool((low.isfinite() | high.isfinite()).any()) else None
         self.agent_noise = spec.action_size if agent.sampled else 0
-        self.noise_size = self.agent_noise + (attacker.noise_size if attacker is not None else 0)
+        self.noise_parts = (self.agent_noise, attacker.noise_size if attacker is not None else 0)
         self._assigned = False
 
     def begin(self, envs: int) -> Carry:

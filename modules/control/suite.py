@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from modules.control.learner import PPOSettings
 from modules.control.players import AdversarySettings
+from modules.control.ppo_settings import PPOSettings
 
 HEURISTIC = ("random", "ou", "constant")
 GRADIENT = ("mad", "critic", "robust_sarsa")

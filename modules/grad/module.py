@@ -14,11 +14,12 @@ from torch import Tensor
 from modules.contracts import ControlSpec, EpisodesRequest, RolloutRequest
 from modules.control.adversary import previous_scale
 from modules.control.evaluation import RobustEvaluation
-from modules.control.learner import PPOLearner, PPOSettings, Regulariser
+from modules.control.learner import PPOLearner, Regulariser
 from modules.control.module import ADVERSARY, AGENT, episode_figures, stream_key
 from modules.control.perturbation import PerturbationSettings
 from modules.control.players import AdversarySettings, adversary_networks
 from modules.control.policy import MemorySettings
+from modules.control.ppo_settings import PPOSettings
 from modules.control.regulariser import RegulariserSettings, StateRegulariser
 from modules.control.suite import AttackSettings
 from modules.grad.settings import PSROSettings

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from modules.control.learner import PPOLearner, PPOSettings, Rows
+from modules.control.learner import PPOLearner, Rows
 from modules.control.players import PlayerNetworks
+from modules.control.ppo_settings import PPOSettings
 
 
 def _learner(settings, hidden):

@@ -8,8 +8,9 @@ from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import nn
 
-from modules.control.learner import PPOLearner, PPOSettings, Rows
+from modules.control.learner import PPOLearner, Rows
 from modules.control.players import PlayerNetworks
+from modules.control.ppo_settings import PPOSettings
 
 
 class _Stacked(nn.Module):

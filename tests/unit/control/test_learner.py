@@ -9,9 +9,10 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from modules.control.learner import PPOLearner, PPOSettings
+from modules.control.learner import PPOLearner
 from modules.control.players import PlayerNetworks
 from modules.control.policy import MemorySettings, gaussian_log_probability
+from modules.control.ppo_settings import PPOSettings
 
 ENVS, STEPS, SIZE, ACTIONS = 4, 10, 3, 2
 SETTINGS = PPOSettings(epochs=2, minibatches=5, normalise_rewards=False, normalise_observations=False, anneal=False)
