@@ -30,6 +30,10 @@ def layers(path: Path) -> list[object]:
         below = CONFIGS / method / "laptop.yaml"
     elif method == "asp" and len(rest) == 2:
         below = CONFIGS / method / "tsp.yaml"
+    elif method == "grad" and len(rest) == 2:
+        base = CONFIGS / method / ("paper_hopper_state.yaml" if rest[0] == "paper" else "pendulum.yaml")
+        observed = rest[1] in ("sa_ppo", "pa_atla", "wocar")
+        return ["-c", base, *(["-c", CONFIGS / method / "attack" / "state.yaml"] if observed else []), "-c", path]
     elif method == "psd_psro" and len(rest) == 2:
         below = CONFIGS / method / f"{OTHERS.get('/'.join(rest), FOLDERS[rest[0]])}.yaml"
     elif f"{method}/{path.stem}" in LAYERS:
