@@ -48,9 +48,7 @@ def read_reports(folder: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
         key = (parts[-3], parts[-2]) if place.name.startswith("seed-") else ("", folder.name)
         found[key].append(json.loads(path.read_text(encoding="utf-8")))
     if not found:
-        raise FileNotFoundError(
-            f"{folder}: no attacks/attacks.json in it: add callbacks.attacks.AttackMatrix"
-        )
+        raise FileNotFoundError(f"{folder}: no attacks/attacks.json in it: add callbacks.attacks.AttackMatrix")
     return dict(found)
 
 
