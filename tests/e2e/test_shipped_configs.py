@@ -31,9 +31,15 @@ def layers(path: Path) -> list[object]:
     elif method == "asp" and len(rest) == 2:
         below = CONFIGS / method / "tsp.yaml"
     elif method == "grad" and len(rest) == 2:
-        base = CONFIGS / method / ("paper_hopper_state.yaml" if rest[0] == "paper" else "pendulum.yaml")
-        observed = rest[1] in ("sa_ppo", "pa_atla", "wocar")
-        return ["-c", base, *(["-c", CONFIGS / method / "attack" / "state.yaml"] if observed else []), "-c", path]
+        observed = (
+            ["-c", CONFIGS / method / "attack" / "state.yaml"] if rest[1] in ("sa_ppo", "pa_atla", "wocar") else []
+        )
+        return ["-c", CONFIGS / method / "pendulum.yaml", *observed, "-c", path]
+    elif method == "grad" and path.stem == "hopper_action":
+        below = path.with_stem("hopper")
+    elif method == "grad" and path.stem.startswith("paper_") and path.stem != "paper_hopper_state":
+        action = ["-c", path.with_stem("paper_hopper_action")] if path.stem == "paper_ar_ppo_hopper" else []
+        return ["-c", path.with_stem("paper_hopper_state"), *action, "-c", path]
     elif method == "psd_psro" and len(rest) == 2:
         below = CONFIGS / method / f"{OTHERS.get('/'.join(rest), FOLDERS[rest[0]])}.yaml"
     elif f"{method}/{path.stem}" in LAYERS:
