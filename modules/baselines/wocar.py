@@ -18,6 +18,7 @@ from modules.control.perturbation import PerturbationSettings
 from modules.control.policy import MemorySettings
 from modules.control.ppo_settings import PPOSettings
 from modules.control.regulariser import RegulariserSettings
+from modules.control.sarsa import whole_transitions
 from modules.control.suite import AttackSettings
 from modules.networks.stacked_mlp import StackedLearners, StackedMLP
 from modules.objectives.advantage import standardise
@@ -132,15 +133,12 @@ class WocaR(ControlModule):
         """The worst-case critic takes the rollout in."""
         assert self.learner is not None
         features, action = cast(Tensor, batch["features"]), cast(Tensor, batch["action"])
-        terminated, truncated = cast(Tensor, batch["terminated"]), cast(Tensor, batch["truncated"])
-        done = terminated | truncated
-        usable = ~(done & ~terminated)
-        usable[:, -1] = terminated[:, -1]  # what follows is not known
+        terminated, kept = cast(Tensor, batch["terminated"]), whole_transitions(batch).flatten()
         following = torch.cat([features[:, 1:], features[:, -1:]], 1).flatten(0, 1)
         worst = self.worst_value(following)
         reward = (cast(Tensor, batch["reward"]).float() / float(self.learner.returns.std)).clamp(-10.0, 10.0)
         target = reward.flatten() + self.ppo.gamma * worst * (~terminated.flatten())
-        rows, taken, kept = features.flatten(0, 1), action.flatten(0, 1), usable.flatten()
+        rows, taken = features.flatten(0, 1), action.flatten(0, 1)
         seed = stream_seed(global_seed(), *stream_key(0, _CRITIC), self.steps_done) % (1 << 31)
         first = self.share(batch)[0]
         error = torch.zeros(1)

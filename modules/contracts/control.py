@@ -50,7 +50,8 @@ class ControlStep:
 
 
 class ControlActor(Protocol):
-    """Acts in many environments at once. Its random numbers are handed to it, so that it is a pure function.
+    """Acts in many environments at once, for one request. Its random numbers are handed to it, so that equal calls in
+    order give equal results.
 
     ``noise_parts``: standard normal numbers that each of its players takes per environment and step; a player's do not
     depend on how many the others take. ``draws``: uniform numbers in [0, 1) that it takes per environment and episode.

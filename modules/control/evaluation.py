@@ -27,13 +27,14 @@ from modules.control.players import (
     perturbation_size,
 )
 from modules.control.policy import MemorySettings
+from modules.control.regulariser import RegulariserSettings, StateRegulariser
 from modules.control.sarsa import RobustSarsa
 from modules.control.suite import ATTACKS, GRADIENT, HEURISTIC, LEARNED, AttackSettings, full_name
 from modules.population.ranks import RankModule
 from modules.seeds import global_seed, stream, stream_seed
 
 _KINDS = {"sa_rl": "direct", "sa_rl_delta": "temporal_delta", "pa_ad": "pa_ad"}
-_EPISODES, _TRAINING, _SARSA = 86, 87, 88  # what random streams are for
+_EPISODES, _TRAINING, _SARSA, _REGULARISER = 86, 87, 88, 92  # what random streams are for
 
 
 class RobustEvaluation(RankModule):
@@ -70,7 +71,6 @@ class RobustEvaluation(RankModule):
         self._rows: list[dict[str, Any]] = []
         self._traces: dict[str, Tensor] = {}
         self._report: dict[str, Any] = {}
-        self._attack_frames = 0
         self.frames = 0
 
     # -- what a subclass writes ---------------------------------------------------------------------------------------
@@ -93,12 +93,11 @@ class RobustEvaluation(RankModule):
                 f"got {type(data).__name__}"
             )
         self._attach(data.spec)
-        for field in ("episodes",):
-            if getattr(self.attacks, field) % self.world_size:
-                raise ValueError(
-                    f"{type(self).__name__}: attacks.{field} must be a multiple of the {self.world_size} ranks, got "
-                    f"{getattr(self.attacks, field)}"
-                )
+        if self.attacks.episodes % self.world_size:
+            raise ValueError(
+                f"{type(self).__name__}: attacks.episodes must be a multiple of the {self.world_size} ranks, got "
+                f"{self.attacks.episodes}"
+            )
         for part_of in ("val", "test"):
             self.attacks.suite(self.perturbation.space, part_of)
 
@@ -160,6 +159,13 @@ class RobustEvaluation(RankModule):
         mixed = None if settings.mixes else budget
         return LearnedAttacker(networks, on_device, weights.to(self.device), settings, mixed, sampled, bounds)
 
+    def state_regulariser(self, settings: RegulariserSettings, share: float, *key: int) -> StateRegulariser | None:
+        """Of an update under random numbers of ``key``, its radius a ``share`` of ``eps``; ``None`` where it is off."""
+        if settings.kappa == 0 or self.perturbation.space != "state":
+            return None
+        generator = stream(global_seed(), _REGULARISER, *key, self.global_rank)
+        return StateRegulariser(self.networks, settings, self.budget().eps * share, generator)
+
     # -- evaluation ---------------------------------------------------------------------------------------------------
     def evaluation_names(self, stage: str) -> Sequence[str]:
         return [full_name(*one) for one in self.attacks.suite(self.perturbation.space, stage)]
@@ -201,7 +207,7 @@ class RobustEvaluation(RankModule):
         if name in HEURISTIC:
             attackers: list[Attacker] = [HeuristicAttacker(cast(Any, name), budget)]
         elif name == "robust_sarsa":
-            judge = self._sarsa(agent)
+            judge = self._sarsa()
             frames = self.attacks.sarsa_steps * self.data.frames_per_batch
             attackers = [GradientAttacker("critic", budget, judge)]
         elif name in GRADIENT:
@@ -247,15 +253,19 @@ class RobustEvaluation(RankModule):
             return row, None
         row["linf"] = self._largest(played["max_linf"])
         row["step_linf"] = self._largest(played["max_step_linf"])
-        for key_of, what in (("max_over", "eps"), ("max_step_over", "eps_bar")):
-            over = self._largest(played[key_of])
-            if over > budget.tolerance:
-                raise RuntimeError(
-                    f"{type(self).__name__}: an attack exceeded {what} by {over:.3g}: its projection is wrong"
-                )
+        self.check_budget(budget, played["max_over"], played["max_step_over"])
         trace = played["trace"]
         running = trace["running"][0, 0]
         return row, trace["perturbation"][0, 0][running].cpu()
+
+    def check_budget(self, budget: PerturbationSet, over: Tensor, step_over: Tensor) -> None:
+        """Raises: RuntimeError: if ``eps`` or ``eps_bar`` was exceeded, by more than rounding, on any rank."""
+        for what, excess in (("eps", over), ("eps_bar", step_over)):
+            largest = self._largest(excess)
+            if largest > budget.tolerance:
+                raise RuntimeError(
+                    f"{type(self).__name__}: a perturbation exceeded {what} by {largest:.3g}: its projection is wrong"
+                )
 
     def _largest(self, value: Tensor) -> float:
         largest = value.max().double().cpu()
@@ -299,15 +309,14 @@ class RobustEvaluation(RankModule):
             batch = self.data.rollout(RolloutRequest(actor, "attack", key, number, learner.settings.gamma))
             with torch.enable_grad():
                 learner.update(batch, (*key, number), self.attacks.steps, *self.share(batch), reduce=self.reducer)
-            self._attack_frames += self.data.frames_per_batch
 
-    def _sarsa(self, agent: Agent) -> RobustSarsa:
+    def _sarsa(self) -> RobustSarsa:
         assert self.spec is not None
         key = (_SARSA,)
         judge = RobustSarsa(
             self.spec.observation_size, self.spec.action_size, stream(global_seed(), *key), device=self.device
         )
-        acting = Agent(self.networks, self.deployed_params(), agent.weights, self.memory, sampled=True)
+        acting = self.agent(*self.deployed(), sampled=True)
         for number in range(self.attacks.sarsa_steps):
             actor = self.game(acting, None, None, "agent")
             batch = self.data.rollout(RolloutRequest(actor, "attack", key, number))
@@ -317,11 +326,7 @@ class RobustEvaluation(RankModule):
                     judge.scale = float(self.all_sum(torch.tensor(judge.scale))) / self.world_size
             with torch.enable_grad():
                 judge.learn(batch, self.reducer, seed=stream_seed(global_seed(), *key, number) % (1 << 31))
-            self._attack_frames += self.data.frames_per_batch
         return judge
-
-    def deployed_params(self) -> dict[str, Tensor]:
-        return {name: value.to(self.device) for name, value in self.deployed()[0].items()}
 
     @property
     def reducer(self) -> Any:
@@ -410,12 +415,7 @@ class RobustEvaluation(RankModule):
         if self.perturbation.first_step == "free":
             leap = leap.masked_fill(fresh, 0.0)
         if not self.mixed:
-            for what, over in zip(("eps", "eps_bar"), budget.excess(p, previous, fresh), strict=True):
-                if float(over.max()) > budget.tolerance:
-                    raise RuntimeError(
-                        f"{type(self).__name__}: a perturbation exceeded {what} by {float(over.max()):.3g}: its "
-                        "projection is wrong"
-                    )
+            self.check_budget(budget, *budget.excess(p, previous, fresh))
         return {**figures, "perturb/linf": self._largest(budget.norms(p)), "perturb/step_linf": self._largest(leap)}
 
     mixed = False

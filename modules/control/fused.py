@@ -50,9 +50,8 @@ def policy_gradient(
     advantage: Tensor,
     clip: float,
     entropy: float,
-    scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the clipped surrogate's sum times ``scale``, less ``entropy * scale * n`` times the entropy.
+    """Gradient of the clipped surrogate's sum, less ``entropy * n`` times the entropy.
 
     Args:
         params, gradients: of one Gaussian policy, ``[1, ...]`` each, with ``log_std``; the latter are overwritten.
@@ -71,11 +70,11 @@ def policy_gradient(
     gain = ratio * advantage
     clipped = ratio.clamp(1.0 - clip, 1.0 + clip) * advantage
     # where the clipped term is smaller its gradient is 0: there the ratio lies outside, on the side that gains
-    weight = torch.where(gain <= clipped, gain * -scale, 0.0).unsqueeze(1)
+    weight = torch.where(gain <= clipped, -gain, 0.0).unsqueeze(1)
     backward(params, layers, tape, weight * deviation * torch.exp(-log_std), gradients)
     torch.sum(weight * (deviation.square() - 1.0), 0, out=gradients["log_std"][0])
     if entropy:
-        gradients["log_std"][0].sub_(entropy * scale * len(features))
+        gradients["log_std"][0].sub_(entropy * len(features))
     return log_ratio, -torch.minimum(gain, clipped)
 
 
@@ -87,9 +86,8 @@ def value_gradient(
     target: Tensor,
     old_value: Tensor | None,
     clip: float | None,
-    scale: float,
 ) -> Tensor:
-    """Gradient of half the squared errors times ``scale``; :func:`modules.objectives.ppo.value_loss` says how clipped.
+    """Gradient of half the squared errors' sum; :func:`modules.objectives.ppo.value_loss` says how clipped.
 
     Returns:
         the loss of each row ``[n]``.
@@ -105,5 +103,5 @@ def value_gradient(
         inside = change.abs() <= clip
         pull = torch.where(worse, torch.where(inside, other, 0.0), error)
         loss = torch.maximum(loss, 0.5 * other.square())
-    backward(params, layers, tape, (pull * scale).unsqueeze(1), gradients)
+    backward(params, layers, tape, pull.unsqueeze(1), gradients)
     return loss

@@ -225,7 +225,7 @@ class PPOLearner:
         return tuple(_of(batch, name).flatten(0, 1).unsqueeze(0) for name in ("state", "value_state"))  # pyright: ignore[reportReturnType]
 
     def _sequences(self, rows: Rows, batch: TensorDict) -> Rows:
-        """Pieces of ``memory.history`` steps, a row each; the last ones of a rollout may be shorter."""
+        """Pieces of ``memory.history`` steps, a row each. Raises: ValueError: if they do not divide a rollout."""
         steps = rows.features.shape[1]
         length = min(self.memory.history, steps)
         if steps % length:
@@ -363,7 +363,6 @@ class PPOLearner:
             rows.advantage,
             settings.clip,
             settings.entropy,
-            1.0,
         )
         errors = value_gradient(
             value_net,
@@ -373,7 +372,6 @@ class PPOLearner:
             rows.target,
             rows.value,
             settings.value_clip,
-            1.0,
         )
         count = torch.full((1,), float(n), device=losses.device)
         if not report:

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from modules.contracts import ControlSpec, RolloutRequest
+from modules.control.actor import GameActor
 from modules.control.adversary import previous_scale
 from modules.control.evaluation import RobustEvaluation
 from modules.control.learner import PPOLearner, Regulariser, Rows
@@ -17,13 +18,12 @@ from modules.control.perturbation import PerturbationSettings
 from modules.control.players import AdversarySettings, adversary_networks
 from modules.control.policy import MemorySettings
 from modules.control.ppo_settings import PPOSettings
-from modules.control.regulariser import RegulariserSettings, StateRegulariser
+from modules.control.regulariser import RegulariserSettings
 from modules.control.suite import AttackSettings
 from modules.population.loop import Clock
-from modules.seeds import global_seed, stream
 
 AGENT, ADVERSARY = 0, 1
-_STREAM, _REGULARISER = 91, 92  # what random streams are for
+_STREAM = 91  # what a random stream is for
 
 
 def stream_key(iteration: int, player: int) -> tuple[int, ...]:
@@ -154,13 +154,13 @@ class ControlModule(RobustEvaluation):
         learner = self.learner if player == AGENT else self.opponent
         assert learner is not None
         actor = self.training_actor(player)
-        name = "agent" if player == AGENT else "adversary"
-        return RolloutRequest(actor, name, stream_key(0, player), learner.updates, learner.settings.gamma)
+        return RolloutRequest(actor, learner.role, stream_key(0, player), learner.updates, learner.settings.gamma)
 
-    def training_actor(self, player: int) -> Any:
+    def training_actor(self, player: int) -> GameActor:
+        """Both players as they are now, recorded for ``player``."""
+        name = "agent" if player == AGENT else "adversary"
         assert self.learner is not None
         agent = self.agent(self.learner.stacked(), sampled=True)
-        name = "agent" if player == AGENT else "adversary"
         if self.opponent is None or self.adversary_settings is None:
             return self.game(agent, None, None, name)
         budget = self.budget()
@@ -174,7 +174,6 @@ class ControlModule(RobustEvaluation):
         player = self.turn
         learner = self.learner if player == AGENT else self.opponent
         assert learner is not None
-        name = "agent" if player == AGENT else "adversary"
         self.before_update(batch)
         metrics = learner.update(
             batch,
@@ -189,7 +188,7 @@ class ControlModule(RobustEvaluation):
             self.opponent.moments.load_state_dict(learner.moments.state_dict())
         self.frames += batch.numel() * self.world_size
         self.steps_done += 1
-        self.show({f"{name}/{key}": value for key, value in metrics.items()}, batch)
+        self.show({f"{learner.role}/{key}": value for key, value in metrics.items()}, batch)
         self.optimizers().step()  # pyright: ignore[reportAttributeAccessIssue]
 
     def show(self, metrics: Mapping[str, float], batch: TensorDict) -> None:
@@ -208,11 +207,8 @@ class ControlModule(RobustEvaluation):
 
     def make_regulariser(self, learner: PPOLearner) -> Regulariser | None:
         settings = self.regulariser_settings
-        if settings.kappa == 0 or self.perturbation.space != "state":
-            return None
         share = settings.share(learner.updates, self.updates_of(AGENT))
-        generator = stream(global_seed(), _REGULARISER, learner.updates, self.global_rank)
-        return StateRegulariser(self.networks, settings, self.budget().eps * share, generator)
+        return self.state_regulariser(settings, share, learner.updates)
 
     # -- evaluation and state -----------------------------------------------------------------------------------------
     def deployed(self) -> tuple[dict[str, Tensor], Tensor]:

@@ -14,6 +14,14 @@ from modules.networks.stacked_mlp import StackedLearners, StackedMLP
 from modules.objectives.ppo import minibatch_of
 
 
+def whole_transitions(batch: TensorDict) -> Tensor:
+    """bool ``[envs, steps]``: steps whose successor stands in the rollout, or that terminated and so have none."""
+    terminated, truncated = cast(Tensor, batch["terminated"]), cast(Tensor, batch["truncated"])
+    whole = terminated | ~truncated
+    whole[:, -1] = terminated[:, -1]
+    return whole
+
+
 class RobustSarsa:
     """``Q(s, a)`` learned by SARSA, with a penalty on how far it can change within a ball around the action.
 
@@ -62,11 +70,7 @@ class RobustSarsa:
         size = self.net.widths[0] - batch["action"].shape[-1]
         inputs = torch.cat([batch["features"][..., :size], batch["action"]], -1)
         reward = cast(Tensor, batch["reward"]).float() * self.scale
-        terminated, truncated = cast(Tensor, batch["terminated"]), cast(Tensor, batch["truncated"])
-        done = terminated | truncated
-        usable = torch.ones_like(done)
-        usable[:, -1] = terminated[:, -1]  # what follows is not known, nor after a time limit
-        usable &= ~(done & ~terminated)
+        terminated, usable = cast(Tensor, batch["terminated"]), whole_transitions(batch)
         rows = inputs.flatten(0, 1)
         following = torch.cat([inputs[:, 1:], inputs[:, -1:]], 1).flatten(0, 1)
         flat_reward, flat_end, flat_use = reward.flatten(), terminated.flatten(), usable.flatten()

@@ -20,16 +20,15 @@ from modules.control.perturbation import PerturbationSettings
 from modules.control.players import AdversarySettings, adversary_networks
 from modules.control.policy import MemorySettings
 from modules.control.ppo_settings import PPOSettings
-from modules.control.regulariser import RegulariserSettings, StateRegulariser
+from modules.control.regulariser import RegulariserSettings
 from modules.control.suite import AttackSettings
 from modules.grad.settings import PSROSettings
 from modules.population.loop import ResponseOracleLoop
 from modules.population.members import Members
 from modules.population.meta_solvers import MetaSolver, NashLP
 from modules.population.payoff_table import PayoffTable
-from modules.seeds import global_seed, stream
 
-_PAYOFF, _REGULARISER = 93, 92  # what random streams are for
+_PAYOFF = 93  # what a random stream is for
 
 
 class GRAD(RobustEvaluation, ResponseOracleLoop):
@@ -208,22 +207,21 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
             if not null and not budget.empty:
                 params = self.members[1].gather(chosen)
                 attacker = self.attacker(self.opponent.networks, params, settings, budget, True, sigma_v[chosen])
-            learner, name = self.learner, "agent"
+            learner = self.learner
         else:
             chosen = sigma_a.nonzero().squeeze(1)
             agent = self.agent(self.members[0].gather(chosen), sigma_a[chosen], sampled=False)
             attacker = self.attacker(self.opponent.networks, self.opponent.stacked(), settings, budget, True)
-            learner, name = self.opponent, "adversary"
-        actor = self.game(agent, attacker, budget, name)
+            learner = self.opponent
+        actor = self.game(agent, attacker, budget, learner.role)
         return RolloutRequest(
-            actor, name, stream_key(self.iteration, self.player), learner.updates, learner.settings.gamma
+            actor, learner.role, stream_key(self.iteration, self.player), learner.updates, learner.settings.gamma
         )
 
     def response_step(self, batch: TensorDict, step: int) -> Mapping[str, Any]:
         player = self.player
         learner = self.learner if player == AGENT else self.opponent
         assert learner is not None
-        name = "agent" if player == AGENT else "adversary"
         metrics = learner.update(
             batch,
             (*stream_key(self.iteration, player), learner.updates),
@@ -234,17 +232,14 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
         )
         self.frames += batch.numel() * self.world_size
         # all that was ever logged, again at every step: Lightning goes on showing it, and a resumed run would not
-        self._shown |= {f"{name}/{key}": value for key, value in metrics.items()}
+        self._shown |= {f"{learner.role}/{key}": value for key, value in metrics.items()}
         self._shown |= {**episode_figures(batch, self.all_sum), **self.budget_figures(batch)}
         return {**self._shown, "frames": float(self.frames)}
 
     def _regulariser(self, learner: PPOLearner) -> Regulariser | None:
         settings = self.regulariser_settings
-        if settings.kappa == 0 or self.perturbation.space != "state":
-            return None
         share = settings.share(learner.updates, self.agent_steps) if not self.iteration else 1.0
-        generator = stream(global_seed(), _REGULARISER, self.iteration, learner.updates, self.global_rank)
-        return StateRegulariser(self.networks, settings, self.budget().eps * share, generator)
+        return self.state_regulariser(settings, share, self.iteration, learner.updates)
 
     def end_response(self) -> None:
         """Freeze the responses, with their normalisers, into their populations."""
@@ -273,10 +268,7 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
         games = cells.repeat_interleave(returns.shape[1], 0)
         gain = returns.flatten()
         self.payoff_table.add(games, torch.stack([gain, -gain], 1), reduce=self.all_sum)
-        for key, what in (("max_over", "eps"), ("max_step_over", "eps_bar")):
-            over = self._largest(played[key])
-            if over > budget.tolerance:
-                raise RuntimeError(f"GRAD: a perturbation exceeded {what} by {over:.3g}: its projection is wrong")
+        self.check_budget(budget, played["max_over"], played["max_step_over"])
         return {**self._shown, "frames": float(self.frames)}
 
     def solve(self) -> Mapping[str, float]:
