@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 from torch import Tensor
 
+from modules.language.supervised import OptimizerSpec, SupervisedModule
 from modules.networks.text_classifier import BagOfTokensClassifier
 from modules.rlhf.classifier_files import save_classifier
-from modules.rlhf.supervised import OptimizerSpec, SupervisedModule
 
 _IGNORED = -100
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from modules.files import atomic_directory, read_json_object
 from modules.language.checkpoint import TokenizerMismatchError, export_hf, hash_tokenizer
 from modules.language.specs import LoraSpec, ModelSpec, Tuning, build_network
+from modules.language.supervised import OptimizerSpec, SupervisedModule, check_length, tokenizer_directory
 from modules.objectives.preference import bradley_terry_loss
 from modules.optional import require
-from modules.rlhf.supervised import OptimizerSpec, SupervisedModule, check_length, tokenizer_directory
 
 _SETTINGS, _HEAD, _TRUNK = "reward_model.json", "value_head.safetensors", "trunk"
 

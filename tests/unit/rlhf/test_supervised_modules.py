@@ -18,7 +18,7 @@ from modules.language.specs import LoraSpec, ModelSpec, build_network
 from modules.rlhf.intent import IntentClassifier
 from modules.rlhf.reward_model import PreferenceRewardModel, RewardModel, load_reward_model, save_reward_model
 from modules.rlhf.sft import SFT
-from modules.rlhf.supervised import OptimizerSpec
+from modules.language.supervised import OptimizerSpec
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12},
