@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 TRAIN := $(BIN)/python -m train
 READY := $(VENV)/.plumbline-ready
 
-.PHONY: setup provers demo rlhf-demo test test-slow lint bench clean-cache help
+.PHONY: setup provers browser demo rlhf-demo test test-slow lint bench clean-cache help
 .DEFAULT_GOAL := help
 
 help:
@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[llemma,corpus,games,marl,vmas,rlhf,routing,lkh,control,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[llemma,corpus,games,marl,vmas,rlhf,routing,lkh,control,rci,dev]"
 	@touch $(READY)
 
 # Proof assistants and the sandbox launcher are Debian packages; without them the tests that need them say so and skip.
@@ -34,6 +34,13 @@ provers:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 	    coq libcoq-coquelicot metamath bubblewrap >/dev/null; \
 	else echo "note: for formal proving install the packages coq libcoq-coquelicot metamath bubblewrap"; fi
+
+# The browser is a system package too; without it the tests that need it say so and skip.
+browser:
+	@if command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ -n "$$PLUMBLINE_CHROMIUM" ]; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	else echo "note: for browser tasks install the package chromium, or set PLUMBLINE_CHROMIUM to a Chrome or Chromium"; fi
 
 demo: setup
 	$(TRAIN) fit -c llemma/base_laptop
@@ -65,10 +72,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-test: setup provers lint
+test: setup provers browser lint
 	$(BIN)/pytest -n 2 --dist loadgroup
 
-test-slow: setup provers
+test-slow: setup provers browser
 	$(BIN)/pytest -m slow
 
 bench: setup
