@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.browser_data import BrowserDataModule
     from datamodules.control_data import ControlDataModule
     from datamodules.corpus_data import CorpusDataModule
     from datamodules.dialogue_data import DialogueDataModule
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from datamodules.sft_data import SFTDataModule
 
 __all__ = [
+    "BrowserDataModule",
     "ControlDataModule",
     "CorpusDataModule",
     "DialogueDataModule",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BrowserDataModule": "datamodules.browser_data",
     "ControlDataModule": "datamodules.control_data",
     "CorpusDataModule": "datamodules.corpus_data",
     "DialogueDataModule": "datamodules.dialogue_data",

@@ -102,6 +102,7 @@ class PageView:
         reward: the task's raw reward in [-1, 1] (0 before the end), not discounted by time.
         reason: why it ended, in the page's words or ours; empty before the end.
         status: what became of the instruction before it.
+        familiar: the episode began on a page that training data hold (told only where they are at hand).
         expert: an instruction that a scripted expert would give here; None: no expert, or not asked for.
     """
 
@@ -112,7 +113,32 @@ class PageView:
     reward: float = 0.0
     reason: str = ""
     status: ActionStatus = "ok"
+    familiar: bool = False
     expert: str | None = None
+
+
+@dataclass(frozen=True)
+class ActionPrompts:
+    """Short prompts for small models, the same where they are trained and where they act.
+
+    Args:
+        act: asks for the next instruction; with ``{goal}``, ``{page}`` (compact) and ``{history}``, each of whose
+            instructions is written as ``done`` with ``{instruction}``.
+        critique: after an instruction, asks for its fault.
+        improve: after a critique, asks for a better instruction.
+    """
+
+    act: str = "{goal}\n{page}\n{history}>"
+    done: str = "- {instruction}\n"
+    critique: str = "\n?"
+    improve: str = "\n>"
+
+    def acting(self, goal: str, page: str, history: Sequence[str]) -> str:
+        """The prompt for the next instruction. Page text is data: braces in it mean nothing."""
+        past = "".join(self.done.replace("{instruction}", line) for line in history)
+        parts = re.split(r"(\{goal\}|\{page\}|\{history\})", self.act)
+        values = {"{goal}": goal, "{page}": page, "{history}": past}
+        return "".join(values.get(part, part) for part in parts)
 
 
 @runtime_checkable
@@ -125,6 +151,9 @@ class ProvidesPages(Protocol):
 
     @property
     def slots(self) -> int: ...
+
+    @property
+    def action_prompts(self) -> ActionPrompts: ...
 
     def reset_pages(self, episodes: Mapping[int, EpisodeSpec]) -> dict[int, PageView]: ...
 

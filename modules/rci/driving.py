@@ -66,3 +66,17 @@ def drive(
     finally:
         for _, loop in live.values():
             loop.close()
+
+
+def watched(loop: Generator[Any, Any, Any], watch: Callable[[Any, Any], None]) -> Generator[Any, Any, Any]:
+    """The same loop, with ``watch(effect, result)`` called for each of its effects: for logs and counts."""
+    result = None
+    try:
+        while True:
+            effect = loop.send(result)
+            result = yield effect
+            watch(effect, result)
+    except StopIteration as end:
+        return end.value
+    finally:
+        loop.close()

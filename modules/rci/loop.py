@@ -72,11 +72,12 @@ class RCIPrompts:
     Args:
         critique: asks for problems of the answer before it. Not asked for (implicit RCI) with ``explicit=False``.
         improve: asks for a better answer; with implicit RCI it asserts the requirement itself.
-        after: closes an answer in the context, before the next prompt (a newline, a closing backtick).
+        before, after: open and close an answer in the context (a blank, a closing backtick).
     """
 
     critique: str = "\n\nReview your previous answer and find problems with your answer.\n\n"
     improve: str = "\n\nBased on the problems you found, improve your answer.\n\n"
+    before: str = ""
     after: str = ""
 
 
@@ -134,7 +135,7 @@ def rci_loop(
 
     def answer() -> Generator[Any, Any, str]:
         text = clean((yield from context.ask(sampling)).text)
-        context.say(text, "assistant").say(prompts.after)
+        context.say(prompts.before + text, "assistant").say(prompts.after)
         outcome.answers.append(text)
         return text
 
@@ -146,7 +147,7 @@ def rci_loop(
         if explicit:
             context.say(prompts.critique)
             critique = (yield from context.ask(critique_sampling or sampling)).text.strip()
-            context.say(critique, "assistant")
+            context.say(prompts.before + critique, "assistant")
             outcome.critiques.append(critique)
         context.say(prompts.improve)
         yield from answer()
@@ -181,7 +182,8 @@ def retry_loop(
 ) -> Generator[Any, Any, Outcome]:
     """Up to ``calls`` independent samples without critique; the first that passes ``check`` stands, else the last.
 
-    The control at equal calls that RCI has to beat. Without a check all samples are drawn.
+    The control at equal calls that RCI has to beat. Without a check all samples are drawn. The first sample is the one
+    that a loop without rounds gives.
 
     Raises:
         ValueError: calls < 1, or several calls at temperature 0, which would all be equal.
@@ -192,7 +194,7 @@ def retry_loop(
         raise ValueError("RCI: retry at temperature 0 repeats one answer; set temperature > 0 or calls: 1")
     outcome = Outcome(stopped_by="calls")
     for number in range(calls):
-        attempt = context.branch(context.seed * 31 + number)
+        attempt = context.branch(context.seed * 31 + number if number else context.seed)
         outcome.answers.append(clean((yield from attempt.ask(sampling)).text))
         outcome.calls += 1
         if check is not None and (yield from check(outcome.answer)):

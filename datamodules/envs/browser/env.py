@@ -35,8 +35,6 @@ class MiniWoBEnv(EnvBase):
         ValueError: no task, or an unknown one.
     """
 
-    batch_locked = True
-
     def __init__(self, pool: MiniWoBPool, tasks: Sequence[str], seed: int = 0) -> None:
         if not tasks:
             raise ValueError("MiniWoBEnv: tasks is empty")

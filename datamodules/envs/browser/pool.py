@@ -57,7 +57,7 @@ class MiniWoBPool:
         if settle_ms < 0 or timeout <= settle_ms / 1000:
             raise ValueError(f"MiniWoBPool: want 0 <= settle_ms < 1000 * timeout, got {settle_ms} and {timeout}")
         self.tasks = TaskPages(folder)
-        self.slots = browsers * pages
+        self.slots, self.episode_ms = browsers * pages, episode_ms
         self.restarts = 0
         """Browsers and pages that had to be replaced."""
         window = (420, 760) if any(name.startswith("flight.") for name in self.tasks.tasks) else (500, 320)
