@@ -21,18 +21,19 @@ from typing import Any
 
 BINARIES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 VARIABLE = "PLUMBLINE_CHROMIUM"
+_PROFILE = "plumbline-browser-"
 _FLAGS = (
     "--headless", "--remote-debugging-pipe", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
     "--disable-default-apps", "--disable-quic", "--mute-audio", "--hide-scrollbars", "--deny-permission-prompts",
     "--disable-background-timer-throttling", "--disable-renderer-backgrounding",
-    "--disable-backgrounding-occluded-windows", "--disable-popup-blocking", "--disable-features=Translate",
+    "--disable-backgrounding-occluded-windows", "--disable-features=Translate",
     # An input event waits for a frame: at 60 a second that would be most of a click's time.
     "--disable-frame-rate-limit", "--disable-gpu-vsync",
     "--host-resolver-rules=MAP * ~NOTFOUND", "--force-device-scale-factor=1",
 )  # fmt: skip
 # What a browser may know of our environment: no keys, no credentials.
-_PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "FONTCONFIG_PATH")
+_PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "FONTCONFIG_PATH")
 
 
 class BrowserError(RuntimeError):
@@ -98,7 +99,8 @@ class Browser:
         Raises:
             BrowserError: it ended at once or did not answer.
         """
-        self._profile = Path(tempfile.mkdtemp(prefix="plumbline-browser-"))
+        _remove_stale_profiles()
+        self._profile = Path(tempfile.mkdtemp(prefix=f"{_PROFILE}{os.getpid()}-"))
         child_read, self._write_fd = os.pipe()
         read_fd, child_write = os.pipe()
         # Above any number that the spawn itself writes to, so that 3 and 4 are free to be taken.
@@ -108,6 +110,7 @@ class Browser:
         if not self.sandbox:
             flags.append("--no-sandbox")
         environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
+        environment["TMPDIR"] = str(self._profile)  # all that it leaves behind goes with the profile
         try:
             self.pid = os.posix_spawn(
                 self.path, [self.path, *flags, "about:blank"], environment,
@@ -125,6 +128,8 @@ class Browser:
         try:
             self.version = (await self.call("Browser.getVersion"))["product"]
             await self.call("Browser.setDownloadBehavior", behavior="deny")
+            self._listeners[""] = self._window_event
+            await self.call("Target.setDiscoverTargets", discover=True)
         except (BrowserError, TimeoutError) as error:
             self.kill()
             raise BrowserError(f"browser: {self.path} did not start ({error}); start it by hand") from None
@@ -156,6 +161,11 @@ class Browser:
         except OSError:
             self.kill()
         return future
+
+    def _window_event(self, method: str, params: dict[str, Any]) -> None:
+        """Windows that a page opened are closed; they had no network to load anything from."""
+        if method == "Target.targetCreated" and params["targetInfo"].get("openerId"):
+            self.send("Target.closeTarget", targetId=params["targetInfo"]["targetId"])
 
     def listen(self, session: str, listener: Callable[[str, dict[str, Any]], None]) -> None:
         """Have ``listener(method, params)`` called for the events of a session."""
@@ -217,6 +227,14 @@ class _Reader(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.browser.kill()
+
+
+def _remove_stale_profiles() -> None:
+    """Profiles whose owner was killed before it could remove them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PROFILE}*"):
+        owner = folder.name.removeprefix(_PROFILE).split("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seen(future: asyncio.Future[Any]) -> None:

@@ -3,6 +3,7 @@
 (() => {
   const STRIPPED = ["data-wob_ref", "data-wob_eps", "data-tampered", "data-recording_target"];
   const HIDDEN_IDS = new Set(["reward-display", "click-canvas", "sync-task-cover", "attention-canvas"]);
+  let held = []; // preloaded images stay
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
   const frame = () => {
@@ -215,6 +216,19 @@
       if (!first || kind === "movemouse") return { status: "not_clickable" };
       first.focus?.(); // covered by something else: the key then goes to it
       return { status: "ok", enter: true };
+    },
+    // Images that styles name are fetched beforehand: an icon that changes under the mouse would have no size until
+    // its new image is there.
+    async preload() {
+      const found = new Set();
+      for (const sheet of document.styleSheets) {
+        for (const rule of sheet.cssRules ?? []) {
+          for (const [, url] of rule.cssText.matchAll(/url\("([^")]+)"\)/g)) found.add(new URL(url, sheet.href ?? location.href).href);
+        }
+      }
+      held = [...found].map((url) => Object.assign(new Image(), { src: url }));
+      await Promise.all(held.map((image) => image.decode().catch(() => null)));
+      return held.length;
     },
     aimAt(xpath, index) { // the index-th match, for instructions that click them all
       if (WOB_DONE_GLOBAL) return null;

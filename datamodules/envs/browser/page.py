@@ -72,8 +72,6 @@ class Page:
             self._send("Inspector.enable"),
             self._send("Fetch.enable", patterns=[{"urlPattern": "*"}]),
             self._send("Emulation.setFocusEmulationEnabled", enabled=True),
-            # Windows that a page opens stop before they load anything, and are closed.
-            self._send("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=True, flatten=True),
         ):
             await asyncio.wait_for(future, browser.timeout)
 
@@ -101,10 +99,6 @@ class Page:
             self._loaded.set()
         elif method == "Page.javascriptDialogOpening":
             self._send("Page.handleJavaScriptDialog", accept=params.get("type") == "beforeunload")
-        elif method == "Target.attachedToTarget" and params["targetInfo"].get("type") in ("page", "tab"):
-            self._send_free("Target.closeTarget", targetId=params["targetInfo"]["targetId"])
-        elif method == "Target.attachedToTarget":
-            self.browser.send("Runtime.runIfWaitingForDebugger", params["sessionId"])
         elif method == "Inspector.targetCrashed":
             self._helper = None
 
@@ -147,6 +141,7 @@ class Page:
         script = resources.files("datamodules.envs.browser").joinpath("page.js").read_text(encoding="utf-8")
         result = await self._call("Runtime.evaluate", expression=script)
         self._helper = result["result"]["objectId"]
+        await self._ask("preload")
         self.task, self._fresh = task, True
 
     async def _ask(self, function: str, *arguments: Any) -> Any:
@@ -217,11 +212,15 @@ class Page:
         except GrammarError:
             self.view = replace(self.view, status="malformed")
             return self.view
-        status = await self._act(instruction)
-        if status == "ok":
-            self.view = self._seen(await self._ask("after", self.settle_ms), status)
-        else:
-            self.view = replace(self.view, status=status)
+        try:
+            status = await self._act(instruction)
+            seen = await self._ask("after", self.settle_ms) if status == "ok" else None
+        except BrowserError:
+            tree = await self._call("Page.getFrameTree")  # what is left where the script's world is gone?
+            seen, status = {"lost": "", "url": tree["frameTree"]["frame"]["url"]}, "left_page"
+            if self.task is not None and seen["url"].split("#")[0] == self.task.url:
+                raise
+        self.view = replace(self.view, status=status) if seen is None else self._seen(seen, status)
         return self.view
 
     async def _act(self, instruction: Instruction) -> ActionStatus:

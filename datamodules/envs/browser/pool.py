@@ -91,6 +91,7 @@ class MiniWoBPool:
         async def end() -> None:
             for browser in self._browsers:
                 browser.kill()
+            await asyncio.sleep(0.01)  # transports close their files in the loop's next rounds
 
         asyncio.run_coroutine_threadsafe(end(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
