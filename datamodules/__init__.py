@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datamodules.marl_data import MARLDataModule, MARLRolloutDataModule
     from datamodules.math_data import MathTaskDataModule
     from datamodules.preference_data import PreferenceDataModule
+    from datamodules.reasoning_data import ReasoningDataModule
     from datamodules.routing_data import RoutingDataModule
     from datamodules.routing_lib_data import RoutingLibDataModule
     from datamodules.sft_data import SFTDataModule
@@ -30,6 +31,7 @@ __all__ = [
     "MARLRolloutDataModule",
     "MathTaskDataModule",
     "PreferenceDataModule",
+    "ReasoningDataModule",
     "RoutingDataModule",
     "RoutingLibDataModule",
     "SFTDataModule",
@@ -46,6 +48,7 @@ _HOMES = {
     "MARLRolloutDataModule": "datamodules.marl_data",
     "MathTaskDataModule": "datamodules.math_data",
     "PreferenceDataModule": "datamodules.preference_data",
+    "ReasoningDataModule": "datamodules.reasoning_data",
     "RoutingDataModule": "datamodules.routing_data",
     "RoutingLibDataModule": "datamodules.routing_lib_data",
     "SFTDataModule": "datamodules.sft_data",

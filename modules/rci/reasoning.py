@@ -35,13 +35,13 @@ class RCIReasoning(LightningModule):
 
     A batch is a list of items (dicts with ``set``, ``item_id``, ``question``, ``gold``, ``kind``); the verbs are
     ``test``, ``validate`` and ``predict``. Figures are logged as ``<test|val>/<set>/<mode>/<figure>``, see
-    :meth:`modules.rci.reasoning_tally.ReasoningTally.metrics`, and written whole to ``reasoning_<test|val>.json`` in the
-    run folder. Every judged item is appended to ``items/<set>.rank-<k>.jsonl`` there, with prompts and replies.
+    :meth:`modules.rci.reasoning_tally.ReasoningTally.metrics`, and written to ``reasoning_<test|val>.json`` in the run
+    folder. Every judged item is appended to ``items/<set>.rank-<k>.jsonl`` there, with prompts and replies.
 
     Args:
         backend: the model that is asked.
         modes: columns of the results, by name.
-        baseline: mode that the others are tested against (McNemar, exact); None: the first one.
+        baseline: mode that those without ``against`` of their own are tested against (McNemar, exact); None: the first.
         prompts: wording of criticism and improvement; the paper's by default.
         exemplars: folder with worked examples (``number.yaml``, ``choice.yaml``, ``yes_no.yaml``) for
             ``few_shot_cot``; None: those that come with Plumbline.
@@ -83,6 +83,10 @@ class RCIReasoning(LightningModule):
         self.baseline = next(iter(self.modes)) if baseline is None else baseline
         if self.baseline not in self.modes:
             raise ValueError(f"RCIReasoning: baseline '{baseline}' is none of the modes {', '.join(self.modes)}")
+        self._against = {name: mode.against or self.baseline for name, mode in self.modes.items()}
+        for name, other in self._against.items():
+            if other not in self.modes:
+                raise ValueError(f"RCIReasoning: mode '{name}': against '{other}' is none of {', '.join(self.modes)}")
         if compare not in ("string", "numeric"):
             raise ValueError(f"RCIReasoning: compare must be string or numeric, got {compare!r}")
         for name, value, least in (("width", width, 1), ("seed", seed, 0)):
@@ -154,7 +158,7 @@ class RCIReasoning(LightningModule):
         for item, by_mode in zip(batch, outcomes, strict=True):
             for name, answered in by_mode.items():
                 tally = self._tallies.setdefault((item["set"], name), ReasoningTally(self.modes[name].rounds))
-                tally.add(answered, by_mode[self.baseline])
+                tally.add(answered, by_mode[self._against[name]])
         self._record(batch, outcomes)
         return outcomes
 
@@ -213,7 +217,7 @@ class RCIReasoning(LightningModule):
         accuracies: dict[str, list[float]] = {}
         for (dataset, name), tally in self._results.items():
             mode = self.modes[name]
-            shown, further = tally.metrics(mode, name == self.baseline)
+            shown, further = tally.metrics(mode, tested=self._against[name] != name)
             main |= {f"{stage}/{dataset}/{name}/{key}": value for key, value in shown.items()}
             rest |= {f"{stage}/{dataset}/{name}/{key}": value for key, value in further.items()}
             accuracy = "accuracy_oracle_stop" if mode.uses_label else "accuracy"
@@ -229,7 +233,7 @@ class RCIReasoning(LightningModule):
         if self._folder is not None:
             write_json(
                 self._folder / f"reasoning_{stage}.json",
-                {"backend": self.backend.identity, "baseline": self.baseline, "compare": self.compare,
+                {"backend": self.backend.identity, "against": self._against, "compare": self.compare,
                  "modes": {name: asdict(mode) for name, mode in self.modes.items()}, "figures": {**main, **rest}},
             )  # fmt: skip
 
@@ -259,7 +263,7 @@ class RCIReasoning(LightningModule):
         return {"backend": self.backend.identity, "modes": canonical_digest(modes), "seed": str(self.seed)}
 
     def summary_rows(self) -> dict[str, str]:
-        rows = {"backend": self.backend.identity, "baseline": self.baseline}
+        rows = {"backend": self.backend.identity, "tested against": self.baseline}
         return rows | {
             f"{dataset} {name}": tally.summary(self.modes[name]) for (dataset, name), tally in self._results.items()
         }

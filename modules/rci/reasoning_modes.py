@@ -64,9 +64,12 @@ def read_exemplars(folder: str | Path, kind: AnswerKind) -> str:
     except yaml.YAMLError as error:
         raise ValueError(f"RCIReasoning: {path} is not valid YAML ({' '.join(str(error).split())[:100]})") from None
     keys = {"question", "reasoning", "answer"}
-    for number, entry in enumerate(entries if isinstance(entries, list) and entries else [None], 1):
-        if not isinstance(entry, dict) or set(entry) != keys or not all(isinstance(v, str) for v in entry.values()):
-            raise ValueError(f"RCIReasoning: {path}: entry {number} must hold the texts {', '.join(sorted(keys))}")
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"RCIReasoning: {path} must hold a list of worked examples")
+    for number, entry in enumerate(entries, 1):
+        texts = isinstance(entry, dict) and all(isinstance(text, str) and text.strip() for text in entry.values())
+        if not texts or set(entry) != keys:
+            raise ValueError(f"RCIReasoning: {path}: example {number} must hold the texts {', '.join(sorted(keys))}")
     return "".join(
         f"Q: {entry['question'].strip()}\nA: {entry['reasoning'].strip()} The answer is {entry['answer']}.\n\n"
         for entry in entries
@@ -106,6 +109,7 @@ class ReasoningMode:
         reasoning_tokens: length of a reasoning or critique, at most.
         answer_tokens: length of an answer, at most.
         strict_choice: pass over a capital A in prose when looking for a letter.
+        against: mode that this one is tested against, item by item; None: the module's ``baseline``.
     """
 
     prompt: PromptStyle = "zero_shot"
@@ -119,6 +123,7 @@ class ReasoningMode:
     reasoning_tokens: int = 256
     answer_tokens: int = 32
     strict_choice: bool = False
+    against: str | None = None
 
     def check(self, name: str, prompts: RCIPrompts) -> None:
         """Raise a one-line ValueError, naming mode and field, for settings that can't be followed."""

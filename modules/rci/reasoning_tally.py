@@ -21,7 +21,7 @@ FIELDS = (
     "any_right",
     "stopped_early",
     "only_mode",
-    "only_baseline",
+    "only_other",
 )
 
 
@@ -29,7 +29,7 @@ class ReasoningTally:
     """Counts of one mode on one set.
 
     ``FLIPS`` compare the first with the last round; ``any_right``: items with a right round or sample;
-    ``only_mode``, ``only_baseline``: items that only this mode, or only the baseline, got right.
+    ``only_mode``, ``only_other``: items that only this mode, or only the one it is tested against, got right.
 
     Args:
         rounds: RCI rounds of the mode; the counts hold the right answers after 0 .. ``rounds`` of them.
@@ -49,8 +49,8 @@ class ReasoningTally:
     def __getitem__(self, name: str) -> int:
         return self.counts[FIELDS.index(name)]
 
-    def add(self, answered: Answered, baseline: Answered) -> None:
-        """Count one item; ``baseline``: the same item in the baseline mode."""
+    def add(self, answered: Answered, other: Answered) -> None:
+        """Count one item; ``other``: the same item in the mode that this one is tested against."""
         first, ok = answered.round_right(0), answered.ok
         seen = {
             "items": 1,
@@ -63,18 +63,18 @@ class ReasoningTally:
             FLIPS[2 * (not first) + (not ok)]: 1,
             "any_right": any(answered.right),
             "stopped_early": answered.stopped_by in ("oracle", "verifier", "unchanged"),
-            "only_mode": ok and not baseline.ok,
-            "only_baseline": baseline.ok and not ok,
+            "only_mode": ok and not other.ok,
+            "only_other": other.ok and not ok,
         }
         for name, value in seen.items():
             self.counts[FIELDS.index(name)] += int(value)
         for number in range(self.rounds + 1):
             self.counts[len(FIELDS) + number] += answered.round_right(number)
 
-    def metrics(self, mode: ReasoningMode, is_baseline: bool = False) -> tuple[dict[str, float], dict[str, float]]:
+    def metrics(self, mode: ReasoningMode, *, tested: bool = True) -> tuple[dict[str, float], dict[str, float]]:
         """Figures by name: the main ones, and the rest. Nothing without items.
 
-        Main: ``accuracy``, ``calls`` an item and, but for the baseline, ``mcnemar_p`` against it. The rest: the
+        Main: ``accuracy``, ``calls`` an item and, if ``tested`` against another mode, ``mcnemar_p``. The rest: the
         95 % Wilson interval ``accuracy_low``, ``accuracy_high``, ``answered`` (share with an answer), tokens an item,
         items, and with rounds ``accuracy_round_<k>``, flip counts and ``any_round_right`` (share); with samples
         ``any_sample_right``. Where the label ends the rounds, every figure that rests on right answers carries
@@ -86,8 +86,8 @@ class ReasoningTally:
         accuracy, oracle = ("accuracy_oracle_stop", "_oracle_stop") if mode.uses_label else ("accuracy", "")
         low, high = wilson_interval(self["right"], items)
         main = {accuracy: self["right"] / items, "calls": self["calls"] / items}
-        if not is_baseline:
-            main[f"mcnemar_p{oracle}"] = mcnemar_exact(self["only_mode"], self["only_baseline"])
+        if tested:
+            main[f"mcnemar_p{oracle}"] = mcnemar_exact(self["only_mode"], self["only_other"])
         rest: dict[str, float] = {
             f"{accuracy}_low": low,
             f"{accuracy}_high": high,
@@ -97,8 +97,8 @@ class ReasoningTally:
             "completion_tokens": self["completion_tokens"] / items,
             "items": items,
         }
-        if not is_baseline:
-            rest |= {f"{name}{oracle}": self[name] for name in ("only_mode", "only_baseline")}
+        if tested:
+            rest |= {f"{name}{oracle}": self[name] for name in ("only_mode", "only_other")}
         if self.rounds:
             rest |= {f"{name}{oracle}": self[name] for name in FLIPS}
             rest |= {

@@ -1,4 +1,4 @@
-"""A language model that was recorded: published completions of the zero-shot chain-of-thought harness, without rounds."""
+"""A language model that was recorded: completions published with the zero-shot chain-of-thought harness."""
 
 from __future__ import annotations
 
