@@ -218,8 +218,9 @@ class BrowserDataModule(LightningDataModule):
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         folder = self._tokenizer_folder()
         if not (folder / "tokenizer.json").is_file():
-            texts = (json.loads(line) for line in path.open(encoding="utf-8"))
-            train_tokenizer((row["prompt"] + row["response"] for row in texts), self.vocab_size, folder)
+            with open(path, encoding="utf-8") as stream:
+                rows = (json.loads(line) for line in stream)
+                train_tokenizer((row["prompt"] + row["response"] for row in rows), self.vocab_size, folder)
         self._build_text().prepare_data()
 
     def _steps(self) -> list[Step]:
