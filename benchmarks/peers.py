@@ -2,7 +2,8 @@
 
 Each peer has its own environment (their pins contradict each other and ours) built from ``requirements/<peer>.txt``.
 The environment's torch is held at exactly the version, build tag included, of the torch that runs this script: a
-comparison between two torch builds would measure torch, not the loops.
+comparison between two torch builds would measure torch, not the loops. A peer whose requirements name no torch gets
+none.
 
     python benchmarks/peers.py                      # all peers under .peers/
     python benchmarks/peers.py litgpt --root DIR    # one, elsewhere (or set PLUMBLINE_PEERS)
@@ -21,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PEERS = ("hf_trainer", "litgpt", "lm_eval", "benchmarl", "trl", "rl4co", "sb3")
+PEERS = ("hf_trainer", "litgpt", "lm_eval", "benchmarl", "trl", "rl4co", "sb3", "miniwob", "browsergym")
 NO_DEPS_MARKER = "# [no-deps]"
 STAMP = "peer.json"
 
@@ -112,9 +113,10 @@ def ensure_peer(name: str, root: Path, pip_options: list[str] | None = None) -> 
         _run([*pip, *with_deps], f"installing {name}")
     if without:
         _run([*pip, "--no-deps", *without], f"installing {name} without dependencies")
-    found = _run([str(python), "-c", "import torch; print(torch.__version__)"], "importing torch").strip()
-    if f"torch=={found}" != constraint:
-        raise RuntimeError(f"peers: {name} ended with torch {found}, not {constraint}; a dependency replaced it")
+    if "torch" in with_deps:
+        found = _run([str(python), "-c", "import torch; print(torch.__version__)"], "importing torch").strip()
+        if f"torch=={found}" != constraint:
+            raise RuntimeError(f"peers: {name} ended with torch {found}, not {constraint}; a dependency replaced it")
     frozen = _run([str(python), "-m", "pip", "freeze"], "pip freeze").split()
     temporary = stamp.with_suffix(".tmp")
     temporary.write_text(json.dumps({"fingerprint": mark, "packages": frozen}, indent=1), encoding="utf-8")

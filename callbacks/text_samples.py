@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -62,8 +63,28 @@ class TextSamples(Callback):
         self._opened = True
 
 
+def plain_markdown(text: str) -> str:
+    """Untrusted text as Markdown that shows it as it is: no mark-up, HTML or link in it comes to life.
+
+    Letters and digits stay; every other ASCII character becomes a character reference, which Markdown never reads as
+    mark-up. Line ends become line breaks, spaces are kept, other control characters are replaced.
+    """
+    lines = text.encode("utf-8", "replace").decode("utf-8").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "<br>".join(_MARKS.sub(_reference, line) for line in lines)
+
+
+_MARKS = re.compile(r"[\x00-\x1f\x7f-\x9f]|[!-/:-@\[-`{-~]|^ | (?= )| $")
+
+
+def _reference(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code == 0x20:
+        code = 0xA0  # a blank at an end or beside another would be lost
+    elif code < 0x20 or 0x7F <= code <= 0x9F:
+        code = 0xA0 if code == 0x09 else 0xFFFD
+    return f"&#{code};"
+
+
 def _cell(text: str) -> str:
-    """Text that Markdown shows as it is, in one cell of a table."""
-    for mark in ("\\", "|", "*", "_", "<", "`", "["):
-        text = text.replace(mark, f"\\{mark}")
-    return text.replace("\n", " ")
+    """Text in one cell of a Markdown table."""
+    return plain_markdown(" ".join(text.splitlines()))

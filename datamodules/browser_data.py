@@ -220,7 +220,7 @@ class BrowserDataModule(LightningDataModule):
         if not (folder / "tokenizer.json").is_file():
             with open(path, encoding="utf-8") as stream:
                 rows = (json.loads(line) for line in stream)
-                train_tokenizer((row["prompt"] + row["response"] for row in rows), self.vocab_size, folder)
+                train_tokenizer((row["prompt"] + row["response"] for row in rows), self.vocab_size, folder, True)
         self._build_text().prepare_data()
 
     def _steps(self) -> list[Step]:
@@ -237,7 +237,7 @@ class BrowserDataModule(LightningDataModule):
     def _tokenizer_folder(self) -> Path:
         if self._tokenizer_dir is not None:
             return Path(self._tokenizer_dir)
-        return self.cache_dir / f"tokenizer-{self._rows_file().stem}-{self.vocab_size}"
+        return self.cache_dir / f"tokenizer-{self._rows_file().stem}-{self.vocab_size}-apart"
 
     def _build_text(self) -> SFTDataModule:
         text = SFTDataModule(

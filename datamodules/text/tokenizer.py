@@ -100,7 +100,9 @@ class TextTokenizer:
                 (target / name).write_bytes((self.directory / name).read_bytes())
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> TextTokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, directory: str | Path, blanks_apart: bool = False
+) -> TextTokenizer:
     """Train a byte-level BPE whose digits are single tokens (as Llama's), and save it as a Hugging Face directory.
 
     Any text survives encode and decode unchanged: all 256 bytes are in the vocabulary and nothing is normalised.
@@ -108,6 +110,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path
     Args:
         texts: streamed; held only as word counts.
         vocab_size: entries, ``<|endoftext|>`` (id 0) included.
+        blanks_apart: a blank is a token of its own, so that a word has the same tokens behind a blank and behind a
+            quote: what small models need to copy it. Texts take more tokens.
 
     Raises:
         ValueError: the texts are too few for ``vocab_size`` entries.
@@ -115,7 +119,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path
     tokenizers = require("tokenizers", extra="llemma")
     pre, decoders = tokenizers.pre_tokenizers, tokenizers.decoders
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    backend.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
+    split = [pre.Split(" ", "isolated")] if blanks_apart else []
+    backend.pre_tokenizer = pre.Sequence(
+        [pre.Digits(individual_digits=True), *split, pre.ByteLevel(add_prefix_space=False)]
+    )
     backend.decoder = decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,

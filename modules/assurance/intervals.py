@@ -9,8 +9,10 @@ narrow (a resample cannot hold a value that was not seen); five to ten runs a ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from types import MappingProxyType
 from typing import Any
 
@@ -208,6 +210,24 @@ def aggregate(
     if statistic not in AGGREGATES:
         raise ValueError(f"aggregate: statistic: must be one of {', '.join(AGGREGATES)}, got '{statistic}'")
     return bootstrap_interval(AGGREGATES[statistic], scores, replicates=replicates, confidence=confidence, seed=seed)
+
+
+# -- proportions --
+def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927): sound for few items and for rates near 0 and 1.
+
+    Raises:
+        ValueError: no items, more successes than items, confidence outside (0, 1).
+    """
+    if total < 1 or not 0 <= successes <= total:
+        raise ValueError(f"wilson_interval: need 0 <= successes <= total >= 1, got {successes} of {total}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"wilson_interval: confidence must be in (0, 1), got {confidence}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / total
+    centre = (rate + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 # -- two algorithms --

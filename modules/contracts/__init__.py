@@ -15,6 +15,10 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
 
+from modules.contracts.browsing import ActionPrompts as ActionPrompts
+from modules.contracts.browsing import EpisodeSpec as EpisodeSpec
+from modules.contracts.browsing import PageView as PageView
+from modules.contracts.browsing import ProvidesPages as ProvidesPages
 from modules.contracts.control import ControlActor as ControlActor
 from modules.contracts.control import ControlSpec as ControlSpec
 from modules.contracts.control import ControlStep as ControlStep
@@ -24,6 +28,8 @@ from modules.contracts.control import ProvidesRollouts as ProvidesRollouts
 from modules.contracts.control import ReportsAttacks as ReportsAttacks
 from modules.contracts.control import RequestsRollouts as RequestsRollouts
 from modules.contracts.control import RolloutRequest as RolloutRequest
+from modules.contracts.episodes import EpisodeSample as EpisodeSample
+from modules.contracts.episodes import ReportsEpisodes as ReportsEpisodes
 from modules.contracts.routing import InstanceRequest as InstanceRequest
 from modules.contracts.routing import ProvidesRoutingInstances as ProvidesRoutingInstances
 from modules.contracts.routing import ReportsGenerators as ReportsGenerators

@@ -17,8 +17,9 @@ class FinetuningModule(SupervisedModule):
     """Cross-entropy on the tokens of a response given its prompt.
 
     ``L = -(1 / n) sum log p(response token | prompt, response so far)`` over the n response tokens of an optimiser
-    step. The batch is a TensorDict ``[B]`` with ``input_ids`` and ``labels`` int64 ``[B, T]``: ``labels[t]`` is the token after
-    ``input_ids[t]``, -100 where it does not count. Rows are padded on the right.
+    step. The batch is a TensorDict ``[B]`` with ``input_ids`` and ``labels`` int64 ``[B, T]``: ``labels[t]`` is the
+    token after ``input_ids[t]``, -100 where it does not count. Rows are padded on the right; where several examples
+    share a row, ``document_ids`` int32 ``[B, T]`` keep them from seeing each other.
 
     Logged: ``train/loss`` and ``lr``; ``val/loss`` (nats per token) and ``val/ppl``; the same for test.
 
@@ -64,7 +65,7 @@ class FinetuningModule(SupervisedModule):
             check_length(type(self).__name__, self.network, getattr(self._trainer, "datamodule", None))
 
     def measure(self, batch: TensorDict) -> tuple[dict[str, Tensor], Tensor]:
-        hidden = self.network(batch["input_ids"])
+        hidden = self.network(batch["input_ids"], document_ids=batch.get("document_ids", None))
         loss, _, count = lm_cross_entropy(
             hidden, self.network.lm_head.weight, batch["labels"], self.ce_chunk, reduction="sum"
         )

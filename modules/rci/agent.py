@@ -234,8 +234,6 @@ class Agent:
             view = yield Act(instruction)
             history.append(instruction)
             result.unmatched += view.status in ("no_match", "bad_xpath", "not_clickable")
-        if film:
-            record.frames.append((yield Film()))
         result.steps, result.history = len(history), history
         result.error = view.status in ("error", "left_page")
         if not result.error:

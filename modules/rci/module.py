@@ -143,7 +143,7 @@ class RCIAgent(FinetuningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss, and whether each response is what the model would most likely say, given its beginning."""
         super().validation_step(batch, batch_idx)
-        hidden = self.network(batch["input_ids"])
+        hidden = self.network(batch["input_ids"], document_ids=batch.get("document_ids", None))
         labels = batch["labels"]
         counted = labels != -100
         right = torch.zeros_like(counted)

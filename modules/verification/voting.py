@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
+
+from modules.assurance.intervals import wilson_interval as wilson_interval
 
 
 @dataclass(frozen=True)
@@ -97,23 +98,6 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if samples - correct < k:
         return 1.0
     return 1.0 - math.prod(1.0 - k / i for i in range(samples - correct + 1, samples + 1))
-
-
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927): sound for few items and for rates near 0 and 1.
-
-    Raises:
-        ValueError: no items, more successes than items, confidence outside (0, 1).
-    """
-    if total < 1 or not 0 <= successes <= total:
-        raise ValueError(f"wilson_interval: need 0 <= successes <= total >= 1, got {successes} of {total}")
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"wilson_interval: confidence must be in (0, 1), got {confidence}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    rate = successes / total
-    centre = (rate + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def bootstrap_interval(

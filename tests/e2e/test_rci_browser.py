@@ -143,7 +143,7 @@ def test_an_evaluation_killed_goes_on_without_repeating_and_ranks_agree(cli, cli
     assert len(shared) == 2
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(

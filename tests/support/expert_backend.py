@@ -22,8 +22,8 @@ def write_prompts(folder: Path, tasks: Sequence[str]) -> Path:
     """Prompts that mark their parts, in a new folder."""
     folder.mkdir()
     common = {
-        "page": "<<PAGE\n{page}\nPAGE>>\n", "goal": "<<GOAL\n{goal}\nGOAL>>\n", "history": "<<DONE\n{history}\nDONE>>\n",
-        "agent": REPAIR, "state": "", "exemplars": [],
+        "page": "<<PAGE\n{page}\nPAGE>>\n", "goal": "<<GOAL\n{goal}\nGOAL>>\n",
+        "history": "<<DONE\n{history}\nDONE>>\n", "agent": REPAIR, "state": "", "exemplars": [],
     }  # fmt: skip
     for task in tasks:
         content = {**common, "base": f"<<TASK\n{task}\nTASK>>\n", "kinds": ["type"]}

@@ -6,6 +6,9 @@
   let held = []; // preloaded images stay
   const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
+  // A submenu opens 300 ms after the mouse is there, by a timer that nothing tells of: it shall not depend on the clock.
+  if (window.jQuery?.ui?.menu) window.jQuery.ui.menu.prototype.delay = 0;
+
   const frame = () => {
     const wrap = document.getElementById("wrap");
     return wrap instanceof HTMLIFrameElement ? wrap : null;

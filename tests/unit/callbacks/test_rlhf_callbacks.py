@@ -78,7 +78,7 @@ class TestTextSamples:
         assert [(tag, step) for tag, _, step in shown] == [("samples", step) for step in range(4)]
         lines = shown[-1][1].split("\n")
         assert lines[:2] == ["| prompt | response |", "| --- | --- |"]
-        assert lines[2] == r"| p0 | at 3 \| \_so\_ \[x] |"  # what Markdown would read as its own
+        assert lines[2] == "| p0 | at 3 &#124; &#95;so&#95; &#91;x&#93; |"  # what Markdown would read as its own
         assert len(lines) == 4
 
     def test_a_resumed_run_writes_no_line_twice(self, tmp_path):

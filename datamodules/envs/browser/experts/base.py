@@ -81,3 +81,34 @@ def by_id(name: str) -> str:
 def by_text(tag: str, text: str) -> str:
     """Click the first ``tag`` whose whole text is ``text``."""
     return f"clickxpath //{tag}[normalize-space()={quote(squeeze(text))}]"
+
+
+def element(root: Any, name: str) -> Any:
+    """The element with id ``name``.
+
+    Raises:
+        NoMoveError: there is none.
+    """
+    found = root.xpath("//*[@id=$name]", name=name)
+    if not found:
+        raise NoMoveError(f"the page has no element '{name}'")
+    return found[0]
+
+
+def fill(root: Any, fields: dict[str, str]) -> str | None:
+    """What brings text fields, each named by the click that focuses it, to their values; None: they hold them.
+
+    A click, the typing, or a correction, one at a time.
+    """
+    for click, text in fields.items():
+        found = root.xpath(click.removeprefix("clickxpath "))
+        if not found:
+            raise NoMoveError(f"the page has no field for '{click}'")
+        field = found[0]
+        value = (field.text or "") if field.tag == "textarea" else field.get("value", "")
+        if value == text:
+            continue
+        if "data-focused" not in field.attrib:
+            return click
+        return f"type {text[len(value) :]}" if text.startswith(value) else "press backspace"
+    return None

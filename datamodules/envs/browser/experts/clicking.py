@@ -6,8 +6,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from datamodules.envs.browser.experts.base import NoMoveError, by_id, by_text, expert, find, quote, squeeze, tree
-from datamodules.envs.browser.experts.typing_tasks import element, fill
+from datamodules.envs.browser.experts.base import (
+    NoMoveError,
+    by_id,
+    by_text,
+    element,
+    expert,
+    fill,
+    find,
+    quote,
+    squeeze,
+    tree,
+)
 from modules.contracts.browsing import PageView
 
 

@@ -8,39 +8,8 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from datamodules.envs.browser.experts.base import NoMoveError, by_id, by_text, expert, find, quote, tree
+from datamodules.envs.browser.experts.base import NoMoveError, by_id, by_text, element, expert, fill, find, quote, tree
 from modules.contracts.browsing import PageView
-
-
-def element(root: Any, name: str) -> Any:
-    """The element with id ``name``.
-
-    Raises:
-        NoMoveError: there is none.
-    """
-    found = root.xpath("//*[@id=$name]", name=name)
-    if not found:
-        raise NoMoveError(f"the page has no element '{name}'")
-    return found[0]
-
-
-def fill(root: Any, fields: dict[str, str]) -> str | None:
-    """What brings text fields, each named by the click that focuses it, to their values; None: they hold them.
-
-    A click, the typing, or a correction, one at a time.
-    """
-    for click, text in fields.items():
-        found = root.xpath(click.removeprefix("clickxpath "))
-        if not found:
-            raise NoMoveError(f"the page has no field for '{click}'")
-        field = found[0]
-        value = (field.text or "") if field.tag == "textarea" else field.get("value", "")
-        if value == text:
-            continue
-        if "data-focused" not in field.attrib:
-            return click
-        return f"type {text[len(value) :]}" if text.startswith(value) else "press backspace"
-    return None
 
 
 def form(view: PageView, fields: dict[str, str], submit: str = "subbtn") -> str:
