@@ -18,12 +18,23 @@ from typing import Any
 
 from datamodules.envs.browser.experts import EXPERTS, NoMoveError
 from datamodules.envs.browser.pool import MiniWoBPool
-from modules.contracts.browsing import ActionPrompts, EpisodeSpec, GrammarError, PageView, parse_instruction
+from modules.contracts.browsing import (
+    ActionPrompts,
+    ActionStatus,
+    EpisodeSpec,
+    GrammarError,
+    PageView,
+    is_instruction,
+    parse_instruction,
+)
 from modules.files import fsync_path, read_json_rows, whole_lines
+from modules.optional import require
 from modules.seeds import stream_seed
 
 _WORD = re.compile(r"[A-Za-z]+|[0-9]+")
 _LITERAL = re.compile(r"'[^']*'")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_LINE = re.compile(r"(?P<tag>[\w-]+)(?:#(?P<id>[^\s\[]+)|\.(?P<classes>[^\s\[]+))?(?:\[\w+\])?(?: (?P<text>.*))?")
 _KINDS = ("type", "press", "clickxpath", "clickoption", "movemouse")
 OK = "ok"
 
@@ -121,7 +132,8 @@ def record(
                     continue
                 episode.solved = view.done and view.reward >= 1
                 done[episode.task, episode.seed] = episode
-                stream.write(json.dumps(asdict(episode), ensure_ascii=False) + "\n")
+                # ASCII: no page's text can hold a line separator, and a kill can't cut a character in two
+                stream.write(json.dumps(asdict(episode)) + "\n")
                 stream.flush()
             for slot, view in pool.step_pages(moves).items():
                 live[slot] = (live[slot][0], view, live[slot][2])
@@ -181,7 +193,9 @@ class Renamer:
     """Replaces the names in a step by made-up ones, consistently in goal, page and instructions.
 
     What a small model has to learn is to copy names, not to know them: the words of the task's own language, those in
-    more than ``common`` of its steps, stay.
+    more than ``common`` of its steps, stay, as does what is grammar in an instruction. Different words get different
+    names. A step whose instruction says a word that is not to be read anywhere in it (a date written another way, a
+    sum) would not follow from renamed text and stays as it is.
 
     Args:
         steps: of all tasks.
@@ -199,17 +213,25 @@ class Renamer:
             task: {word for word, count in words.items() if count > common * totals[task]}
             for task, words in counts.items()
         }
+        names = {word for task, words in counts.items() for word in words if word not in self.kept[task]}
+        self._names = sorted({word.lower() for word in names if word.isalpha() and len(word) > 1})
 
     def __call__(self, step: Step, generator: random.Random) -> Step:
         """A renamed copy."""
-        kept, names = self.kept[step.task], {}
+        kept = self.kept[step.task].union(*map(_frame, (*step.history, step.action, step.draft)))
+        seen = set(_WORD.findall("\n".join((step.goal, step.page, *step.history))))
+        if not kept.union(seen).issuperset(_WORD.findall(step.action)):
+            return step
+        names: dict[str, str] = {}
+        taken = set(kept)
 
         def name(match: re.Match[str]) -> str:
             word = match[0]
             if word in kept or word.lower() in _KINDS:
                 return word
             if word not in names:
-                names[word] = _made_up(word, generator)
+                names[word] = _unused(word, self._names, taken, generator)
+                taken.add(names[word])
             return names[word]
 
         def renamed(text: str) -> str:
@@ -222,6 +244,33 @@ class Renamer:
         )  # fmt: skip
 
 
+def _frame(instruction: str) -> set[str]:
+    """Words of an instruction that are its grammar and no names: a key, or an XPath without its strings."""
+    if not is_instruction(instruction) or instruction.lower().startswith("type"):
+        return set()
+    return set(_WORD.findall(_QUOTED.sub(" ", instruction)))
+
+
+def _unused(word: str, known: Sequence[str], taken: set[str], generator: random.Random) -> str:
+    """A word of the ``known`` or a made-up one, not ``taken``; longer than ``word`` where all short ones are."""
+    if known and word.isalpha() and len(word) > 1 and generator.random() < 0.5:
+        found = _cased(generator.choice(known), word)
+        if found not in taken:
+            return found
+    longer = word
+    while True:
+        for _ in range(20):
+            if (found := _made_up(longer, generator)) not in taken:
+                return found
+        longer += word[-1]
+
+
+def _cased(letters: str, like: str) -> str:
+    if like.isupper() and len(like) > 1:
+        return letters.upper()
+    return letters.capitalize() if like[0].isupper() else letters
+
+
 def _made_up(word: str, generator: random.Random) -> str:
     """A word of the same kind: as many digits, or letters in the same case and of about the same number."""
     if word.isdigit():
@@ -231,21 +280,25 @@ def _made_up(word: str, generator: random.Random) -> str:
     vowels, others = "aeiou", "bcdfghjklmnpqrstvwxyz"
     at = generator.randint(0, 1)
     letters = "".join(generator.choice((vowels, others)[(at + i) % 2]) for i in range(length))
-    if word.isupper() and len(word) > 1:
-        return letters.upper()
-    return letters.capitalize() if word[0].isupper() else letters
+    return _cased(letters, word)
 
 
 # --------------------------------------------------------------------------------------------------- critique turns
 
 
-def corrupt(step: Step, generator: random.Random) -> tuple[str, str]:
+def corrupt(step: Step, generator: random.Random) -> tuple[str, ActionStatus]:
     """A wrong draft for ``step`` and what would become of it: a kind of mistake that models make.
 
     Another name of the page (40 %), a wrong verb (20 %), a broken XPath (20 %), a wrong tag (20 %).
     """
+    draft, claimed = _mistake(step, generator)
+    return draft, _becomes(step, draft, claimed)
+
+
+def _mistake(step: Step, generator: random.Random) -> tuple[str, ActionStatus]:
     action, draw = step.action, generator.random()
-    names = [line.split(" ", 1)[1].removesuffix(" *") for line in step.page.splitlines() if " " in line]
+    lines = _lines(step.page)
+    names = [line["text"] for line in lines if line["text"]]
     literals = _LITERAL.findall(action)
     if draw < 0.4 and names:
         other = generator.choice(names).replace("'", "")
@@ -256,15 +309,62 @@ def corrupt(step: Step, generator: random.Random) -> tuple[str, str]:
     if draw < 0.6:
         kind, _, argument = action.partition(" ")
         others = [verb for verb in ("click", "type", "press", "select", "clickoption") if verb != kind]
-        return f"{generator.choice(others)} {argument}", "malformed"
+        return f"{generator.choice(others)} {argument}", OK
     if draw < 0.8 and "'" in action:
         at = action.rindex("'")
         return action[:at] + action[at + 1 :], "bad_xpath"
     tag = re.search(r"//(\w+|\*)", action)
     if tag:
         others = [name for name in ("button", "a", "div", "span", "input", "label") if name != tag[1]]
+        if tag[1] == "*":  # any element: a tag that the page has might be the right one
+            others = [name for name in others if name not in {line["tag"] for line in lines}] or ["form"]
         return action[: tag.start(1)] + generator.choice(others) + action[tag.end(1) :], "no_match"
     return action + "x", OK
+
+
+def _lines(page: str) -> list[dict[str, str]]:
+    """Elements of a compact page: ``tag``, ``id``, ``classes`` and ``text``, without the state that a line ends in."""
+    found = []
+    for line in page.splitlines():
+        if match := _LINE.fullmatch(line):
+            parts = {key: value or "" for key, value in match.groupdict().items()}
+            parts["text"] = parts["text"].removesuffix("*").rstrip()
+            if parts["tag"] in ("input", "textarea", "select"):
+                parts["text"] = ""
+            elif parts["tag"] == "option":
+                parts["text"] = parts["text"].removesuffix(" on")
+            found.append(parts)
+    return found
+
+
+def _becomes(step: Step, draft: str, claimed: ActionStatus) -> ActionStatus:
+    """What would become of ``draft``, as far as the compact page tells; else ``claimed``."""
+    try:
+        instruction = parse_instruction(draft)
+    except GrammarError:
+        return "malformed"
+    if instruction.kind in ("type", "press"):
+        return OK
+    etree = require("lxml.etree", extra="rci")
+    root = etree.Element("div")
+
+    def matches(xpath: str) -> bool:
+        return bool(root.xpath(xpath))
+
+    try:
+        etree.XPath(instruction.argument)
+    except etree.XPathSyntaxError:
+        return "bad_xpath"
+    try:
+        for line in _lines(step.page):
+            child = etree.SubElement(root, line["tag"], {"id": line["id"], "class": line["classes"].replace(".", " ")})
+            child.text = line["text"]
+        right = parse_instruction(step.action)
+        if right.kind in ("type", "press") or matches(right.argument):
+            return OK if matches(instruction.argument) else "no_match"
+    except (ValueError, etree.XPathError):  # a character that XML has not, an XPath that selects no elements
+        pass
+    return claimed
 
 
 def fault(draft: str, action: str, status: str) -> str:
