@@ -92,6 +92,7 @@ class Strategy:
             ("vote", self.vote >= 0, ">= 0"),
             ("replan_every", self.replan_every >= 0, ">= 0"),
             ("temperature", self.temperature >= 0, ">= 0"),
+            ("critique_temperature", self.critique_temperature is None or self.critique_temperature >= 0, ">= 0"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("max_new_tokens", self.max_new_tokens >= 1, ">= 1"),
             ("max_steps", self.max_steps is None or self.max_steps >= 1, ">= 1 or null"),
@@ -164,7 +165,10 @@ def clean(text: str) -> str:
 
 
 def clean_plan(text: str) -> str:
-    """The lines of a plan, empty ones and list numbers dropped; capped."""
+    """The lines of a plan, empty ones and list numbers dropped; capped. It ends at a fence, or lies in one."""
+    text = text.strip()
+    if text.startswith("```"):
+        text = text.partition("\n")[2]
     lines = [line.strip().lstrip("-*0123456789.) ").strip("`").strip() for line in text.split("```")[0].splitlines()]
     return "\n".join([line for line in lines if line][:MAX_PLAN_LINES])
 
@@ -313,13 +317,16 @@ class Agent:
             status: ActionStatus = yield Probe(answer)
             return status == "ok"
 
-        if strategy.vote:
-            outcome = yield from retry_loop(context, sampling, calls=strategy.vote, clean=clean)
-            counts = Counter(outcome.answers)
-            drafts = [max(outcome.answers, key=lambda answer: counts[answer])]
-        elif strategy.retry:
-            outcome = yield from retry_loop(context, sampling, calls=strategy.retry, check=passes, clean=clean)
+        if strategy.vote or strategy.retry:
+            apart = context.branch(context.seed)
+            calls, check = (strategy.vote, None) if strategy.vote else (strategy.retry, passes)
+            outcome = yield from retry_loop(apart, sampling, calls=calls, check=check, clean=clean)
             drafts = outcome.answers
+            if strategy.vote:
+                counts = Counter(drafts)
+                drafts = [max(drafts, key=lambda answer: counts[answer])]
+            context.calls += outcome.calls  # only what stands is part of the conversation
+            context.say(texts.before + drafts[-1], "assistant").say(texts.after)
         else:
             outcome = yield from rci_loop(
                 context, sampling, texts, rounds=strategy.explicit_action, stop=strategy.action_stop, check=passes,

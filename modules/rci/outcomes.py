@@ -63,7 +63,8 @@ class OutcomeFiles:
         self.folder.mkdir(parents=True, exist_ok=True)
         row = {"evaluation": self.identity, **asdict(result)}
         with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            # ASCII: a reason or an instruction may hold a line separator, and a kill can't cut a character in two
+            stream.write(json.dumps(row) + "\n")
         self.known[result.strategy, result.task, result.seed] = result
 
 

@@ -140,6 +140,25 @@ class PromptLibrary:
         for key, value in content.items():
             if key not in known:
                 raise ValueError(f"RCI: prompts {path}: unknown key '{key}'; keys are {', '.join(sorted(known))}")
-            if key == "exemplars" and not all(isinstance(e, dict) and {"goal", "plan"} <= set(e) for e in value):
-                raise ValueError(f"RCI: prompts {path}: every exemplar needs goal and plan")
+            if fault := _fault(key, value):
+                raise ValueError(f"RCI: prompts {path}: {fault}")
         return content
+
+
+def _fault(key: str, value: Any) -> str:
+    """What is wrong with the value of a key; empty: nothing."""
+    if key == "exemplars":
+        good = isinstance(value, list) and all(
+            isinstance(shown, dict) and isinstance(shown.get("goal"), str) and isinstance(shown.get("plan"), str)
+            for shown in value
+        )
+        return "" if good else "exemplars must be a list, and every exemplar needs goal and plan, both texts"
+    if key == "view":
+        return "" if value in ("html", "page") else f"view must be html or page, got {value!r}"
+    if key == "kinds":
+        good = isinstance(value, list) and all(isinstance(kind, str) for kind in value)
+        return "" if good else "kinds must be a list of instruction kinds"
+    if key == "describe":
+        good = isinstance(value, dict) and all(isinstance(part, str) for item in value.items() for part in item)
+        return "" if good else "describe must give a text for each instruction kind"
+    return "" if isinstance(value, str) else f"'{key}' must be a text, got {value!r}"

@@ -245,10 +245,11 @@ class Renamer:
 
 
 def _frame(instruction: str) -> set[str]:
-    """Words of an instruction that are its grammar and no names: a key, or an XPath without its strings."""
-    if not is_instruction(instruction) or instruction.lower().startswith("type"):
+    """Words of an instruction that are its grammar and no names: its kind, a key, an XPath without its strings."""
+    if not is_instruction(instruction):
         return set()
-    return set(_WORD.findall(_QUOTED.sub(" ", instruction)))
+    kind, _, argument = instruction.partition(" ")
+    return set(_WORD.findall(kind if kind.lower() == "type" else f"{kind} {_QUOTED.sub(' ', argument)}"))
 
 
 def _unused(word: str, known: Sequence[str], taken: set[str], generator: random.Random) -> str:

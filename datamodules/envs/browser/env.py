@@ -40,6 +40,7 @@ class MiniWoBEnv(EnvBase):
             raise ValueError("MiniWoBEnv: tasks is empty")
         pool.tasks.check(tasks)
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([pool.slots]))
+        self.is_closed = False  # or nobody would close it
         self.pool, self.tasks = pool, list(tasks)
         self._seed_value = seed
         self._episodes = [0] * pool.slots
@@ -103,9 +104,11 @@ class MiniWoBEnv(EnvBase):
         self._episodes = [0] * self.pool.slots
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        if not self.is_closed:
-            self.pool.close()
+        self.pool.close()
         super().close(raise_if_closed=raise_if_closed)
+
+    def __del__(self) -> None:
+        """Nothing: collected in whatever thread, perhaps the pool's own. The pool itself ends with the process."""
 
 
 def _strings(tensordict: TensorDictBase, key: str) -> list[str]:

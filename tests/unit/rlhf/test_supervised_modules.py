@@ -15,10 +15,10 @@ from datamodules.text.dialogue_tokens import train_word_tokenizer
 from modules.contracts import CountsWork, Exports, HasDigest
 from modules.language.checkpoint import TokenizerMismatchError
 from modules.language.specs import LoraSpec, ModelSpec, build_network
+from modules.language.supervised import OptimizerSpec
 from modules.rlhf.intent import IntentClassifier
 from modules.rlhf.reward_model import PreferenceRewardModel, RewardModel, load_reward_model, save_reward_model
 from modules.rlhf.sft import SFT
-from modules.language.supervised import OptimizerSpec
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12},
