@@ -14,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from datamodules.envs.browser.demonstrations import (
+    AUGMENTATION,
     Episode,
     Step,
     check_experts,
@@ -231,7 +232,9 @@ class BrowserDataModule(LightningDataModule):
         """Named by all that decides its content."""
         sources = [sha256_file(Path(path)) for pattern in self.drafts for path in sorted(glob.glob(pattern))]
         episodes = canonical_digest([asdict(episode) for episode in self._recorded()])
-        key = canonical_digest([episodes, sources, asdict(self._prompts), self.renamed, self.critiques, self.seed])[:24]
+        key = canonical_digest(
+            [AUGMENTATION, episodes, sources, asdict(self._prompts), self.renamed, self.critiques, self.seed]
+        )[:24]
         return self.cache_dir / f"rows-{key}.jsonl"
 
     def _tokenizer_folder(self) -> Path:

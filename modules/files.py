@@ -131,8 +131,19 @@ def read_json_object(path: Path, owner: str) -> dict[str, Any]:
 
 def whole_lines(path: Path) -> list[str]:
     """Lines of a file that is appended to, the empty ones and a last line cut by a kill left out."""
-    text = path.read_text(encoding="utf-8")
-    return [line for line in text[: text.rfind("\n") + 1].splitlines() if line]
+    content = path.read_bytes()
+    text = content[: content.rfind(b"\n") + 1].decode("utf-8")  # a kill may have cut a character in two
+    return [line for line in text.split("\n") if line]  # other line separators are part of a text
+
+
+def repair_lines(path: Path) -> None:
+    """Drop a last line cut by a kill from a file that is appended to, so that the next one doesn't run into it."""
+    if not path.is_file():
+        return
+    kept = "".join(line + "\n" for line in whole_lines(path)).encode()
+    if kept != path.read_bytes():
+        with atomic_write(path) as stream:
+            write_bytes(stream, kept)
 
 
 def read_json_rows(path: Path, owner: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modules.contracts.browsing import EpisodeSpec, ProvidesPages
 from modules.contracts.episodes import EpisodeSample
-from modules.files import canonical_digest
+from modules.files import canonical_digest, repair_lines
 from modules.language.backends.base import Backend, Request
 from modules.language.finetuning import FinetuningModule
 from modules.language.specs import LoraSpec, ModelSpec, Tuning
@@ -111,13 +111,17 @@ class RCIAgent(FinetuningModule):
 
     # ------------------------------------------------------------------------------------------------------- life cycle
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and self.backend is not None:
+    def configure_callbacks(self) -> list[Any]:
+        """Refuse to train a backend: asked before the data are prepared, so that nothing is recorded in vain."""
+        if self.backend is not None and self.trainer.state.fn == "fit":
             raise ValueError(
                 f"RCIAgent: the backend {self.backend.identity} is only asked and has nothing to train; use the verb "
                 "test, or give 'model' in place of 'backend' to train one"
             )
+        return []
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
         if stage == "fit":
             return
         if not isinstance(self.trainer.datamodule, ProvidesPages):  # type: ignore[attr-defined]
@@ -184,6 +188,8 @@ class RCIAgent(FinetuningModule):
         )[:16]
         assert self._outcome_folder is not None
         self._files = OutcomeFiles(self._outcome_folder, identity, self.global_rank)
+        if self._drafts is not None:
+            repair_lines(self._drafts / f"rank-{self.global_rank}.jsonl")
         self.trainer.strategy.barrier("outcomes read")  # before any rank appends to them
         if self._files.known:
             rank_zero_info(f"{len(self._files.known)} outcomes in {self._outcome_folder} stand; the rest is played")
@@ -256,7 +262,7 @@ class RCIAgent(FinetuningModule):
         if self._drafts is not None and result.strategy == self.baseline and record.drafts:
             self._drafts.mkdir(parents=True, exist_ok=True)
             with open(self._drafts / f"rank-{self.global_rank}.jsonl", "a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in record.drafts)
+                stream.writelines(json.dumps(row) + "\n" for row in record.drafts)
         assert self._files is not None
         self._files.add(result)
         shown = sum(sample.title.startswith(f"{result.strategy} ") for sample in self._samples)

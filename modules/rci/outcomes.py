@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modules.assurance.paired import mcnemar_exact
-from modules.files import read_json_rows, whole_lines
+from modules.files import read_json_rows, repair_lines
 from modules.rci.agent import EpisodeResult
 from modules.verification.voting import wilson_interval
 
@@ -53,10 +53,7 @@ class OutcomeFiles:
                 result = EpisodeResult(**row)
                 self.known[result.strategy, result.task, result.seed] = result
         self._path = folder / f"rank-{rank}.jsonl"
-        if self._path.is_file():  # a line cut by a kill goes
-            kept = "".join(line + "\n" for line in whole_lines(self._path))
-            if kept.encode() != self._path.read_bytes():
-                self._path.write_text(kept, encoding="utf-8")
+        repair_lines(self._path)
 
     def add(self, result: EpisodeResult) -> None:
         """Append an outcome; whole on disk or not at all after a kill."""

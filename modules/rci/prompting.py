@@ -16,7 +16,7 @@ from modules.rci.loop import Context, RCIPrompts
 
 FOLDER = Path(__file__).parent / "prompts"
 _FIELD = re.compile(r"\{(\w+)\}")
-_ORDINALS = {2: "2nd", 3: "3rd"}
+_ENDINGS = {1: "st", 2: "nd", 3: "rd"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TaskPrompts:
         """The question for the ``number``-th instruction of an episode (from 1)."""
         if number == 1:
             return self.next_first if planned else self.next_first_unplanned
-        nth = _ORDINALS.get(number, f"{number}th")
+        nth = f"{number}{'th' if 10 < number % 100 < 14 else _ENDINGS.get(number % 10, 'th')}"
         return fill(self.next if planned else self.next_unplanned, nth=nth, previous=previous)
 
 

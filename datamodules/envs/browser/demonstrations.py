@@ -27,7 +27,7 @@ from modules.contracts.browsing import (
     is_instruction,
     parse_instruction,
 )
-from modules.files import fsync_path, read_json_rows, whole_lines
+from modules.files import fsync_path, read_json_rows, repair_lines
 from modules.optional import require
 from modules.seeds import stream_seed
 
@@ -37,6 +37,8 @@ _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _LINE = re.compile(r"(?P<tag>[\w-]+)(?:#(?P<id>[^\s\[]+)|\.(?P<classes>[^\s\[]+))?(?:\[\w+\])?(?: (?P<text>.*))?")
 _KINDS = ("type", "press", "clickxpath", "clickoption", "movemouse")
 OK = "ok"
+#: Counts the ways in which training rows were made of steps; rows made another way are not reused.
+AUGMENTATION = 2
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,7 @@ def record(
     done = load_episodes(path) if path.is_file() else {}
     todo = [(spec, 0) for spec in reversed(specs) if (spec.task, spec.seed) not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():  # a line cut by a kill goes
-        kept = "".join(line + "\n" for line in whole_lines(path))
-        if kept.encode() != path.read_bytes():
-            path.write_text(kept, encoding="utf-8")
+    repair_lines(path)
     live: dict[int, tuple[Episode, PageView, int]] = {}
     with open(path, "a", encoding="utf-8") as stream:
         while todo or live:
