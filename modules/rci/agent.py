@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modules.contracts.browsing import ActionPrompts, ActionStatus, EpisodeSpec, PageView, is_instruction
-from modules.language.backends.base import Reply, Request
+from modules.language.backends.base import PromptTooLongError, Reply, Request
 from modules.rci.driving import watched
 from modules.rci.loop import STOP_RULES, Context, Outcome, RCIPrompts, Sampling, StopRule, rci_loop, retry_loop
 from modules.rci.prompting import PromptLibrary, TaskPrompts, fill
@@ -121,10 +121,11 @@ class Strategy:
 class EpisodeResult:
     """What came of an episode; plain values, one JSON line.
 
-    ``success``: reward > 0 (the paper's protocol); ``strict``: reward >= 1. ``error``: the browser failed; counted as a
-    failure. ``malformed``: instructions whose first draft is not of the grammar; ``unrepaired``: those that stayed so.
-    ``unmatched``: executed XPaths without a match. ``flips``: instructions by whether draft and final were the
-    expert's (``rr``, ``rw``, ``wr``, ``ww``), where there is an expert and a draft was revised.
+    ``success``: reward > 0 (the paper's protocol); ``strict``: reward >= 1. ``error``: the browser failed; counted as
+    a failure. ``overlong``: a prompt did not fit the model's context, which ended the episode. ``malformed``:
+    instructions whose first draft is not of the grammar; ``unrepaired``: those that stayed so. ``unmatched``:
+    executed XPaths without a match. ``flips``: instructions by whether draft and final were the expert's (``rr``,
+    ``rw``, ``wr``, ``ww``), where there is an expert and a draft was revised.
     """
 
     strategy: str
@@ -133,6 +134,7 @@ class EpisodeResult:
     success: bool = False
     strict: bool = False
     error: bool = False
+    overlong: bool = False
     familiar: bool = False
     reward: float = 0.0
     reason: str = ""
@@ -195,7 +197,7 @@ class Agent:
         result = record.result
 
         def watch(effect: Any, answer: Any) -> None:
-            if isinstance(effect, Request):
+            if isinstance(effect, Request) and isinstance(answer, Reply):
                 result.calls += 1
                 result.prompt_tokens += answer.prompt_tokens
                 result.completion_tokens += answer.completion_tokens
@@ -203,7 +205,10 @@ class Agent:
             elif isinstance(effect, Act):
                 record.transcript.append(f"[did] {effect.instruction} -> {answer.status} {answer.reason}".rstrip())
 
-        yield from watched(self._play(strategy, spec, record, film), watch)
+        try:
+            yield from watched(self._play(strategy, spec, record, film), watch)
+        except PromptTooLongError as error:  # the page or its history outgrew the model: this episode's failure
+            result.overlong, result.reason = True, str(error)
         return record
 
     # --------------------------------------------------------------------------------------------------------- playing

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from modules.language.backends.base import Reply, Request, Role, Turn
+from modules.language.backends.base import PromptTooLongError, Reply, Request, Role, Turn
 
 StopRule = Literal["fixed", "oracle", "verifier", "unchanged"]
 STOP_RULES = ("fixed", "oracle", "verifier", "unchanged")
@@ -52,13 +52,20 @@ class Context:
         return self
 
     def ask(self, sampling: Sampling) -> Generator[Request, Reply, Reply]:
-        """Request a reply to all that was said. The caller appends it (:meth:`say`), cleaned or as it is."""
+        """Request a reply to all that was said. The caller appends it (:meth:`say`), cleaned or as it is.
+
+        Raises:
+            PromptTooLongError: sent in place of a reply, where the driver can tell whose prompt is too long.
+        """
         seed = (self.seed * 1_000_003 + self.calls) % 2**62
         request = Request(
             self.turns, sampling.max_new_tokens, sampling.temperature, sampling.top_p, sampling.stop, seed
         )
         self.calls += 1
-        return (yield request)
+        reply = yield request
+        if isinstance(reply, PromptTooLongError):  # of this conversation alone: others of its batch were answered
+            raise reply
+        return reply
 
     def branch(self, seed: int) -> Context:
         """The same conversation so far, to be continued apart; its calls count from 0."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from modules.contracts.browsing import EpisodeSpec, ProvidesPages
 from modules.contracts.episodes import EpisodeSample
 from modules.files import canonical_digest, repair_lines
-from modules.language.backends.base import Backend, Request
+from modules.language.backends.base import Backend, PromptTooLongError, Reply, Request
 from modules.language.finetuning import FinetuningModule
 from modules.language.specs import LoraSpec, ModelSpec, Tuning
 from modules.language.supervised import OptimizerSpec
@@ -29,6 +29,16 @@ from modules.rci.prompting import PromptLibrary
 from modules.seeds import global_seed
 
 _SHOWN = 12
+
+
+def answered(backend: Backend, requests: Sequence[Request]) -> list[Reply | PromptTooLongError]:
+    """Replies to requests; in place of one that is too long for the model, the error, and the others all the same."""
+    try:
+        return list(backend.generate(requests))
+    except PromptTooLongError as error:
+        if len(requests) == 1:
+            return [error]
+        return [answered(backend, [request])[0] for request in requests]
 
 
 class RCIAgent(FinetuningModule):
@@ -249,7 +259,7 @@ class RCIAgent(FinetuningModule):
             return timed("browser", run)
 
         return {
-            Request: timed("generate", lambda effects: asked.generate([request for _, request in effects])),
+            Request: timed("generate", lambda effects: answered(asked, [request for _, request in effects])),
             Reset: by_slot(pages.reset_pages, lambda effect: effect.spec),
             Act: by_slot(pages.step_pages, lambda effect: effect.instruction),
             Probe: by_slot(pages.probe_pages, lambda effect: effect.instruction),

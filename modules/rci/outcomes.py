@@ -20,7 +20,7 @@ Key = tuple[str, str, str]  # strategy, task, seed
 _SUMMED = ("steps", "calls", "prompt_tokens", "completion_tokens", "malformed", "unrepaired", "unmatched", "plan_lines")
 FLIPS = ("rr", "rw", "wr", "ww")
 FIELDS: tuple[str, ...] = (
-    "episodes", "success", "strict", "error", "unfamiliar", "unfamiliar_strict", *_SUMMED, *FLIPS,
+    "episodes", "success", "strict", "error", "overlong", "unfamiliar", "unfamiliar_strict", *_SUMMED, *FLIPS,
     "only", "only_baseline",
 )  # fmt: skip
 
@@ -77,7 +77,7 @@ def tabulate(
     strict: dict[Key, bool] = {}
     for result in results:
         row = table[strategies.index(result.strategy), tasks.index(result.task)]
-        values = {name: getattr(result, name) for name in (*_SUMMED, "success", "strict", "error")} | {
+        values = {name: getattr(result, name) for name in (*_SUMMED, "success", "strict", "error", "overlong")} | {
             "episodes": 1, "unfamiliar": not result.familiar, "unfamiliar_strict": result.strict and not result.familiar
         }  # fmt: skip
         for name, value in (*values.items(), *result.flips.items()):
@@ -125,6 +125,7 @@ def _figures(row: Mapping[str, float], whole: bool, paired: bool) -> dict[str, f
         "success_strict_low": low,
         "success_strict_high": high,
         "errors": row["error"] / episodes,
+        "overlong": row["overlong"] / episodes,
         "steps": row["steps"] / episodes,
         "prompt_tokens": row["prompt_tokens"] / episodes,
         "completion_tokens": row["completion_tokens"] / episodes,
