@@ -21,6 +21,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_seed_of_an_earlier_test() -> None:
+    """A run in process leaves its seed in the environment, where random streams are made from it."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
+
+
 @pytest.fixture
 def data_dir() -> Path:
     """Folder with ``math/`` and the other data sets, from ``PLUMBLINE_DATA`` (README, "Data")."""

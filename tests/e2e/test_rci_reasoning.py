@@ -130,7 +130,7 @@ def test_paper_config_asks_for_no_more_than_it_says():
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_replay", "paper_reasoning"])
 def test_configs_parse_with_the_verb_test(cli, capsys, name):
     assert cli("test", "-c", f"rci/{name}", "--print_config") == 0
-    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "modules.rci.reasoning.RCIReasoning"
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "modules.rci.RCIReasoning"
 
 
 def test_errors_are_one_line(cli, capsys, tmp_path):
