@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -210,7 +211,7 @@ class BrowserDataModule(LightningDataModule):
                     )
         finally:
             self.pool.close()
-        path = self._rows_file()
+        path = self._rows_file
         if not path.is_file():
             with atomic_write(path, "w") as stream:
                 for row in training_rows(
@@ -228,8 +229,9 @@ class BrowserDataModule(LightningDataModule):
         solved = [episode for episode in self._recorded() if episode.solved]
         return [step for episode in solved for step in episode.decisions()] + self._draft_steps()
 
+    @cached_property
     def _rows_file(self) -> Path:
-        """Named by all that decides its content."""
+        """Named by all that decides its content; asked when the demonstrations are complete."""
         sources = [sha256_file(Path(path)) for pattern in self.drafts for path in sorted(glob.glob(pattern))]
         episodes = canonical_digest([asdict(episode) for episode in self._recorded()])
         key = canonical_digest(
@@ -240,11 +242,11 @@ class BrowserDataModule(LightningDataModule):
     def _tokenizer_folder(self) -> Path:
         if self._tokenizer_dir is not None:
             return Path(self._tokenizer_dir)
-        return self.cache_dir / f"tokenizer-{self._rows_file().stem}-{self.vocab_size}-apart"
+        return self.cache_dir / f"tokenizer-{self._rows_file.stem}-{self.vocab_size}-apart"
 
     def _build_text(self) -> SFTDataModule:
         text = SFTDataModule(
-            [SFTSource("demonstrations", str(self._rows_file()))], str(self._tokenizer_folder()), str(self.cache_dir),
+            [SFTSource("demonstrations", str(self._rows_file))], str(self._tokenizer_folder()), str(self.cache_dir),
             overlong="drop", **self._text_options,
         )  # fmt: skip
         text.trainer = self.trainer

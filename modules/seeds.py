@@ -6,6 +6,7 @@ drawn on any number of ranks, since ranks share out streams and not draws.
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import numpy as np
@@ -28,3 +29,8 @@ def stream_seed(*keys: int) -> int:
 def stream(*keys: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator, seeded by :func:`stream_seed`."""
     return torch.Generator(device=device).manual_seed(stream_seed(*keys))
+
+
+def text_seed(text: str, size: int = 7) -> int:
+    """A seed of ``size`` bytes from what identifies a sample: independent of batch, rank and order."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:size], "big")

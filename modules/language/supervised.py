@@ -159,13 +159,17 @@ class SupervisedModule(LightningModule):
     def _log_means(self, stage: str) -> None:
         names, values = list(self._sums), torch.stack(list(self._sums.values()))
         self._sums = {}
-        if self.trainer.world_size > 1:
-            values = self.trainer.strategy.reduce(values, reduce_op="sum")
-        totals = dict(zip(names, values.tolist(), strict=True))  # type: ignore[union-attr]
+        totals = dict(zip(names, self.all_ranks_sum(values).tolist(), strict=True))
         count = totals.pop("count")
         if count:
             for name, value in self.finish({name: total / count for name, total in totals.items()}).items():
                 self.log(f"{stage}/{name}", value, sync_dist=True)  # equal on all ranks already
+
+    def all_ranks_sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor of sums and counts over ranks."""
+        if self.trainer.world_size == 1:
+            return values
+        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
 
     def finish(self, means: dict[str, float]) -> dict[str, float]:
         """Held-out figures from the means of :meth:`measure`'s sums."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modules.networks.llama import Llama
+from modules.seeds import text_seed
 
 if TYPE_CHECKING:
     from modules.verification.equivalence import SymbolicEquivalence
@@ -209,7 +209,7 @@ class TaskEvaluator:
             [encoded[index] for index in fitting],
             stop_token_ids=self._stop_ids,
             decode=self._decode,
-            seeds=[_seed(self.settings.seed, item_ids[i], sample) for i in fitting for sample in range(k)],
+            seeds=[text_seed(f"{self.settings.seed}/{item_ids[i]}/{sample}") for i in fitting for sample in range(k)],
             batch_size=self.settings.rows,
             **options,
         )
@@ -416,9 +416,3 @@ class TaskEvaluator:
             if part is not None:
                 part.close()
         self._programs, self._equivalence, self._prover = {}, None, None
-
-
-def _seed(seed: int, item_id: str, sample: int) -> int:
-    """Seed of one sample: independent of batch, rank and order of evaluation."""
-    digest = hashlib.sha256(f"{seed}/{item_id}/{sample}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")

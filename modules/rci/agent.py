@@ -5,7 +5,6 @@ An episode is a loop in the sense of :mod:`modules.rci.loop`: it yields requests
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from modules.language.backends.base import PromptTooLongError, Reply, Request
 from modules.rci.driving import watched
 from modules.rci.loop import STOP_RULES, Context, Outcome, RCIPrompts, Sampling, StopRule, rci_loop, retry_loop
 from modules.rci.prompting import PromptLibrary, TaskPrompts, fill
+from modules.seeds import text_seed
 
 STEP_CAP = 20
 MAX_PLAN_LINES = 40
@@ -209,6 +209,7 @@ class Agent:
             yield from watched(self._play(strategy, spec, record, film), watch)
         except PromptTooLongError as error:  # the page or its history outgrew the model: this episode's failure
             result.overlong, result.reason = True, str(error)
+        result.steps = len(result.history)
         return record
 
     # --------------------------------------------------------------------------------------------------------- playing
@@ -217,7 +218,7 @@ class Agent:
         result, prompts = record.result, self.library[spec.task]
         view: PageView = yield Reset(spec)
         result.familiar = view.familiar
-        history: list[str] = []
+        history = result.history
         planned = strategy.erci >= 0 and bool(prompts.plan)
         plan = ""
         number = 0
@@ -243,7 +244,6 @@ class Agent:
             view = yield Act(instruction)
             history.append(instruction)
             result.unmatched += view.status in ("no_match", "bad_xpath", "not_clickable")
-        result.steps, result.history = len(history), history
         result.error = view.status in ("error", "left_page")
         if not result.error:
             result.reward = view.reward
@@ -261,8 +261,7 @@ class Agent:
 
     def _seed(self, spec: EpisodeSpec, what: str) -> int:
         """Of one conversation: the same on every rank, in every order and for every strategy (first drafts pair up)."""
-        text = f"{self.seed}/{spec.task}/{spec.seed}/{what}"
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        return text_seed(f"{self.seed}/{spec.task}/{spec.seed}/{what}")
 
     # -------------------------------------------------------------------------------------------------- task grounding
 

@@ -170,15 +170,10 @@ class RCIAgent(FinetuningModule):
         super().on_validation_epoch_end()
         sums = torch.tensor(self._exact, dtype=torch.float64, device=self.device)
         self._exact = [0.0, 0.0, 0.0, 0.0]
-        tokens, counted, whole, rows = self._all_ranks_sum(sums).tolist()
+        tokens, counted, whole, rows = self.all_ranks_sum(sums).tolist()
         if rows:
             self.log("val/token_accuracy", tokens / counted, sync_dist=True)
             self.log("val/exact", whole / rows, prog_bar=True, sync_dist=True)
-
-    def _all_ranks_sum(self, values: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return values
-        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
 
     # ------------------------------------------------------------------------------------------------------ evaluation
 
@@ -287,7 +282,7 @@ class RCIAgent(FinetuningModule):
         names, tasks = list(self.strategies), list(self.pages.tasks)
         mine = [self._files.known[key] for key in sorted(self._mine)]
         table = tabulate(mine, names, tasks, self.baseline).to(self.device)
-        self._table = self._all_ranks_sum(table).cpu()
+        self._table = self.all_ranks_sum(table).cpu()
         for name, value in metrics(self._table, names, tasks, self.baseline).items():
             self.log(f"test/{name}", value, sync_dist=True)
         played = sum(self._seconds.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from modules.rci.reasoning_modes import (
     read_exemplars,
 )
 from modules.rci.reasoning_tally import ReasoningTally
+from modules.seeds import text_seed
 from modules.verification.extraction import AnswerKind
 
 Stage = Literal["test", "val"]
@@ -139,7 +139,7 @@ class RCIReasoning(LightningModule):
                 self.modes[name],
                 prompts=self.prompts,
                 worked=self._worked.get(items[index]["kind"], ""),
-                seed=_seed(self.seed, items[index]["item_id"], name),
+                seed=text_seed(f"{self.seed}/{items[index]['item_id']}/{name}", 6),
                 compare=self.compare,
                 stop_strings=self.stop_strings,
             )
@@ -286,9 +286,3 @@ def item_row(item: Mapping[str, Any], name: str, answered: Answered) -> dict[str
         "item_id": item["item_id"], "mode": name, "gold": item["gold"], "answer": answered.answer, "ok": answered.ok,
         "tried": answered.tried, "stopped_by": answered.stopped_by, "prompt": prompt, "calls": calls,
     }  # fmt: skip
-
-
-def _seed(seed: int, item_id: str, mode: str) -> int:
-    """Seed of one conversation: independent of batch, rank and order."""
-    digest = hashlib.sha256(f"{seed}/{item_id}/{mode}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import mimetypes
 import re
+from collections import deque
 from dataclasses import replace
 from importlib import resources
 from typing import Any
@@ -48,7 +49,7 @@ class Page:
         self.episode_ms, self.settle_ms, self.mode = episode_ms, settle_ms, mode
         self.task: Task | None = None
         self.view = LOST
-        self.refused: list[str] = []  # addresses that the page wanted and did not get
+        self.refused: deque[str] = deque(maxlen=100)  # the last addresses that the page wanted and did not get
         self._session = self._target = self._context = self._frame = ""
         self._helper: str | None = None
         self._loaded: asyncio.Event = asyncio.Event()

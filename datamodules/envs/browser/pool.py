@@ -209,7 +209,7 @@ class MiniWoBPool:
 
     @property
     def refused(self) -> list[str]:
-        """Addresses that pages wanted and did not get, cut to 200 characters."""
+        """The last addresses that pages wanted and did not get, cut to 200 characters."""
         return [url for page in self._pages if page is not None for url in page.refused]
 
     def _check(self, slots: Mapping[int, Any] | Sequence[int]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
+from browsing import browser_pool
+from expert_play import play
 
 from datamodules.envs.browser.experts import EXPERTS, NoMoveError
 from datamodules.envs.browser.pool import MiniWoBPool
-from modules.contracts.browsing import EpisodeSpec, PageView, parse_instruction
+from modules.contracts.browsing import PageView, parse_instruction
 
 pytest.importorskip("miniwob", reason="extra rci")
 pytest.importorskip("lxml.html", reason="extra rci")
 
-LONGEST = 25  # instructions
 SOLVED = (
     "click-button", "click-link", "click-test", "click-test-2", "click-tab", "click-checkboxes", "click-dialog",
     "click-dialog-2", "click-option", "click-button-sequence", "click-collapsible", "click-color", "click-widget",
@@ -25,34 +26,16 @@ SOLVED = (
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[MiniWoBPool]:
-    try:
-        made = MiniWoBPool(1, 4)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    with made:
+    with browser_pool(pages=4) as made:
         yield made
 
 
 def check_solved(pool: MiniWoBPool, task: str, seeds: Sequence[int]) -> None:
-    """Play episodes by the task's expert, several at once; each must earn the whole reward."""
-    waiting, views, given, solved = list(seeds), {}, {}, 0
-    while waiting or views:
-        idle = [slot for slot in range(pool.slots) if slot not in views][: len(waiting)]
-        episodes = {slot: EpisodeSpec(task, str(waiting.pop(0))) for slot in idle}
-        if episodes:
-            views |= pool.reset_pages(episodes)
-            given |= {slot: [episodes[slot].seed] for slot in idle}
-        for slot, view in views.items():
-            given[slot].append(EXPERTS[task](view, tuple(given[slot][1:])))
-            assert str(parse_instruction(given[slot][-1])) == given[slot][-1]
-        for slot, view in pool.step_pages({slot: given[slot][-1] for slot in views}).items():
-            views[slot] = view
-            assert view.done or len(given[slot]) <= LONGEST, (view.utterance, given[slot], view.page)
-            if view.done:
-                assert view.reward >= 1, (view.utterance, given[slot], view.reason)
-                del views[slot]
-                solved += 1
-    assert solved == len(seeds)
+    """Each episode of the task's expert must earn the whole reward."""
+    played = play(pool, task, seeds)
+    assert sorted(int(one.seed) for one in played) == sorted(seeds)
+    failed = [one for one in played if not (one.last.done and one.last.reward >= 1)]
+    assert not failed, [(one.seed, one.first.utterance, one.instructions, one.last.reason) for one in failed]
 
 
 @pytest.mark.xdist_group("browser")

@@ -6,20 +6,20 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import pytest
+from browsing import browser_pool
+from expert_play import Played, play
 
 from datamodules.envs.browser.experts import EXPERTS, NoMoveError
 from datamodules.envs.browser.experts import typing_tasks as experts
 from datamodules.envs.browser.pool import MiniWoBPool
 from datamodules.envs.browser.tasks import package_pages
-from modules.contracts.browsing import EpisodeSpec, PageView, parse_instruction
+from modules.contracts.browsing import PageView, parse_instruction
 
 pytest.importorskip("miniwob", reason="extra rci")
 pytest.importorskip("lxml.html", reason="extra rci")
 
-LONGEST = 25  # instructions
 SOLVED = (
     "enter-text", "focus-text", "focus-text-2", "login-user", "enter-password", "enter-text-dynamic",
     "login-user-popup", "enter-date", "enter-time", "text-transform", "simple-arithmetic", "simple-algebra",
@@ -36,42 +36,10 @@ REVERSED = (
 )
 
 
-@dataclass
-class Played:
-    seed: str
-    first: PageView
-    last: PageView
-    instructions: list[str]
-
-
 @pytest.fixture(scope="module")
 def pool() -> Iterator[MiniWoBPool]:
-    try:
-        made = MiniWoBPool(1, 4)
-    except FileNotFoundError as error:
-        pytest.skip(str(error))
-    with made:
+    with browser_pool(pages=4) as made:
         yield made
-
-
-def play(pool: MiniWoBPool, task: str, seeds: Sequence[int]) -> list[Played]:
-    """Episodes by the task's expert, several at once."""
-    waiting, playing, played = list(seeds), {}, []
-    while waiting or playing:
-        idle = [slot for slot in range(pool.slots) if slot not in playing][: len(waiting)]
-        episodes = {slot: EpisodeSpec(task, str(waiting.pop(0))) for slot in idle}
-        if episodes:
-            for slot, view in pool.reset_pages(episodes).items():
-                playing[slot] = Played(episodes[slot].seed, view, view, [])
-        for one in playing.values():
-            one.instructions.append(EXPERTS[task](one.last, tuple(one.instructions)))
-            assert str(parse_instruction(one.instructions[-1])) == one.instructions[-1]
-        for slot, view in pool.step_pages({slot: one.instructions[-1] for slot, one in playing.items()}).items():
-            one = playing[slot]
-            one.last = view
-            if view.done or len(one.instructions) == LONGEST:
-                played.append(playing.pop(slot))
-    return played
 
 
 def fair(one: Played) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.contracts.browsing import (
@@ -69,6 +69,7 @@ def test_other_texts(text, message):
 _TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=60)
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(st.sampled_from(["type", "clickxpath", "clickoption", "movemouse", "press"]), _TEXTS)
 def test_parsing_undoes_formatting(kind, argument):
     try:
@@ -80,6 +81,7 @@ def test_parsing_undoes_formatting(kind, argument):
         assert instruction.argument in KEYS
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(_TEXTS, _TEXTS, st.lists(_TEXTS, max_size=3))
 def test_page_text_is_data_in_prompts(goal, page, history):
     made = ActionPrompts().acting(goal, page, history)

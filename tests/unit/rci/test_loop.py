@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.language.backends.base import Reply, Request
@@ -35,6 +35,7 @@ def right(*answers):
     return check
 
 
+@settings(deadline=None)  # a loaded machine is no fault
 @given(st.integers(0, 4), st.booleans())
 def test_contexts_only_grow_and_show_draft_and_critique_verbatim(rounds, explicit):
     said = iter(f"text {i}" for i in range(100))
