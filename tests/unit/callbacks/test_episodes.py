@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -274,6 +274,7 @@ class Seen(HTMLParser):
 
 
 @pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated")  # inside TensorBoard, at import
+@settings(deadline=None)
 @given(st.text(alphabet=st.one_of(st.sampled_from("<>&#[]()!*_`|\\-+=~:./\"' \n\t1a;"), st.characters()), max_size=60))
 @example(EVIL)
 @example("&lt;b&gt; &#60;i&#62; <!-- x --> <?php ?> <![CDATA[x]]>")
@@ -291,6 +292,7 @@ def test_tensorboard_shows_a_transcript_as_it_is(text):
     assert seen.text.strip("\n").replace("\xa0", " ") == f"x{want}x".replace("\xa0", " ")
 
 
+@settings(deadline=None)
 @given(st.text())
 @example("\x1b[2Jred\x07\x9b1m\ttab\r\nline\rend\ud800")
 def test_files_hold_no_control_characters(text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modules.contracts.browsing import ActionPrompts, PageView, is_instruction
@@ -140,6 +140,7 @@ def test_later_questions_count_and_quote(number, later):
 BRACED = st.one_of(st.text(), st.lists(st.sampled_from(["{a}", "{b}", "{c}", "\\1", "{", "x"])).map("".join))
 
 
+@settings(deadline=None)
 @given(BRACED, BRACED)
 def test_filled_in_text_is_data(one, two):
     assert fill("<{a}|{b}|{a}|{c}|{ a }>", a=one, b=two) == f"<{one}|{two}|{one}|{{c}}|{{ a }}>"
@@ -173,6 +174,7 @@ def test_the_instruction_in_a_reply(reply, instruction):
     assert clean(reply) == instruction
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_a_cleaned_reply_has_no_backtick_and_no_blank_around_it(reply):
     found = clean(reply)
@@ -200,6 +202,7 @@ def test_the_plan_in_a_reply(reply, plan):
     assert clean_plan(reply) == plan
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["press enter", "1. type a", "", "  ", "- b"]), max_size=100))
 def test_a_plan_is_bounded_and_has_no_empty_line(lines):
     found = clean_plan("\n".join(lines)).splitlines()
