@@ -181,6 +181,29 @@ def bootstrap_interval(
     return Interval(np.asarray(estimate), np.asarray(low), np.asarray(high))
 
 
+def bootstrap_replicates(
+    statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray, replicates: int = REPLICATES, seed: int = 0
+) -> np.ndarray:
+    """The statistic of units drawn with replacement; what was measured on one unit stays together.
+
+    Args:
+        statistic: maps values ``[..., units, conditions]`` to ``[...]``.
+        values: ``[units, conditions]``.
+        replicates: how many times units are drawn.
+        seed: of the draws.
+
+    Returns:
+        ``[replicates]`` float64.
+    """
+    generator = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK // values.size)
+    drawn = (
+        values[generator.integers(len(values), size=(min(chunk, replicates - start), len(values)))]
+        for start in range(0, replicates, chunk)
+    )
+    return np.concatenate([np.asarray(statistic(one), dtype=np.float64) for one in drawn])
+
+
 def _resample(scores: np.ndarray, replicates: int, generator: np.random.Generator) -> np.ndarray:
     """``[replicates, ..., runs, tasks]``: every task's runs drawn with replacement, alike for all leading indices."""
     runs, tasks = scores.shape[-2:]

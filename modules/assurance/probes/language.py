@@ -1,0 +1,6 @@
+"""To be written."""
+
+from modules.assurance.probe import Probe
+
+CAPABILITIES: dict[str, str] = {}
+PROBES: tuple[Probe, ...] = ()
