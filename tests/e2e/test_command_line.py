@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,7 +188,6 @@ def test_resume_without_a_checkpoint(cli, capsys, support_configs):
 
 def test_foreign_package_of_our_name_is_named(cli, capsys, tmp_path, monkeypatch):
     import importlib.util
-    import sys
 
     stranger = tmp_path / "elsewhere" / "callbacks"
     stranger.mkdir(parents=True)
@@ -204,6 +205,71 @@ def test_help_names_the_verbs(cli_process):
     assert done.returncode == 0
     for verb in ("fit", "validate", "test", "predict", "prepare"):
         assert verb in done.stdout
+
+
+# -------------------------------------------------------------------------------------------------- drivers, exit codes
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    """A verb ``measure`` beside Lightning's, from a module that is imported when it is called."""
+    import train
+
+    (tmp_path / "measuring.py").write_text(
+        "import argparse\n"
+        "def run(arguments):\n"
+        "    parser = argparse.ArgumentParser('python -m train measure')\n"
+        "    parser.add_argument('-c')\n"
+        "    parser.add_argument('--code', type=int, default=0)\n"
+        "    found = parser.parse_args(arguments)\n"
+        "    print('measured', found.c)\n"
+        "    return found.code\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(train.DRIVERS, "measure", "measuring:run")
+    yield
+    sys.modules.pop("measuring", None)
+
+
+def test_a_driver_gets_its_arguments_and_returns_its_code(cli, capsys, driver):
+    assert cli("measure", "-c", "llemma/laptop", "--code=3") == 3
+    assert capsys.readouterr().out == f"measured {ROOT / 'configs' / 'llemma' / 'laptop.yaml'}\n"
+    assert cli("measure") == 0
+    assert cli("measure", "-c", "llemma/laptp") == 2
+    assert "llemma/laptop" in _error(capsys)
+
+
+def test_help_of_a_driver_is_its_own(cli, capsys, driver):
+    assert cli("measure", "--help") == 0
+    assert "usage: python -m train measure" in capsys.readouterr().out
+    assert cli("--help") == 0
+    assert "Further verbs, each with --help: measure" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rank_zero", "code"), [(True, 3), (False, 0)])
+def test_what_a_verb_returns_is_the_exit_code_of_rank_zero(cli, support_configs, monkeypatch, rank_zero, code):
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    from train.cli import PlumblineTrainer
+
+    def prepare(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> int:
+        return 3
+
+    monkeypatch.setattr(PlumblineTrainer, "prepare", prepare)
+    monkeypatch.setattr(PlumblineTrainer, "is_global_zero", rank_zero)
+    assert cli("prepare", "-c", support_configs / "tiny.yaml") == code
+
+
+def test_the_module_exits_with_the_code_and_is_recorded_as_train(monkeypatch):
+    """`python -m train` starts `train/__main__.py`; a run's record takes the command's name from `sys.argv[0]`."""
+    import train
+
+    monkeypatch.setattr(train, "main", lambda: 3)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train" / "__main__.py"), "fit"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("train", run_name="__main__")
+    assert left.value.code == 3
+    assert [Path(sys.argv[0]).name, *sys.argv[1:]] == ["train", "fit"]
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
