@@ -95,6 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # the boundary: everything else keeps its traceback
         if type(error).__module__.startswith("omegaconf") or type(error).__name__ == "MisconfigurationException":
             return fail(" ".join(str(error).split())[:400], EXIT_CONFIG)
+        if type(error).__name__ == "AssuranceError":  # limits, knobs or settings that do not fit
+            return fail(" ".join(str(error).split()), EXIT_CONFIG)
         refusal = constructor_refusal(str(error))
         if refusal is not None:
             return fail(refusal, EXIT_CONFIG)

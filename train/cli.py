@@ -26,7 +26,9 @@ from callbacks.rng import RankSeeds
 from callbacks.run_record import RunRecord
 from callbacks.summary import RunSummary
 from callbacks.throughput import Throughput
+from callbacks.warm_start import WarmStart
 from train.arguments import class_parameters, experiment_name, merged_vars
+from train.assuring import Assuring
 from train.errors import ConfigError, known_keys, one_line
 from train.folders import CONFIGS, checkpoint_step, choose_run_folder, resolve_checkpoint
 
@@ -39,8 +41,8 @@ class OneLineParser(LightningArgumentParser):
         raise ConfigError(one_line(message, known, class_parameters)) from ex
 
 
-class PlumblineTrainer(Trainer):
-    """Lightning's Trainer with one more verb; no default is changed behind the user's back."""
+class PlumblineTrainer(Assuring):
+    """Lightning's Trainer with two more verbs; no default is changed behind the user's back."""
 
     def prepare(self, model: LightningModule, datamodule: LightningDataModule | None = None) -> None:
         """Build the data (corpora, tokeniser, caches) that a config names, without training."""
@@ -98,12 +100,20 @@ class PlumblineCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {**LightningCLI.subcommands(), "prepare": {"model", "datamodule"}}
+        own = {"prepare": {"model", "datamodule"}, "assure": {"model", "datamodule"}}
+        return {**LightningCLI.subcommands(), **own}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # the run's summary is the table
+        if subcommand == "fit":
+            parser.add_argument(
+                "--warm_start",
+                type=str | None,
+                default=None,
+                help="Checkpoint (or run folder) whose weights training starts from, everything else fresh.",
+            )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -134,6 +144,8 @@ class PlumblineCLI(LightningCLI):
         if wanted:
             self.resume_from = resolve_checkpoint(parent, str(wanted))
             config.ckpt_path = str(self.resume_from)
+        if config.get("warm_start"):
+            config.warm_start = str(resolve_checkpoint(parent, str(config.warm_start), "--warm_start"))
         unnumbered = verb == "prepare" or bool(config.trainer.fast_dev_run)
         self.run_folder = choose_run_folder(parent, verb, self.resume_from, unnumbered)
 
@@ -179,6 +191,8 @@ class PlumblineCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         seed = self.config[str(self.subcommand)].get("seed_everything")
         callbacks = [RankSeeds(int(seed)), RankAgreement(), RunSummary(), *callbacks]
+        if warm := self.config[str(self.subcommand)].get("warm_start"):
+            callbacks.append(WarmStart(warm))
         given = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(
             isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given])

@@ -27,8 +27,8 @@ def claim_folder(parent: Path, prefix: str) -> Path:
         return folder
 
 
-def resolve_checkpoint(parent: Path, wanted: str) -> Path:
-    """The checkpoint file that ``--ckpt_path`` means: ``last``, ``best``, a file, or a run's folder.
+def resolve_checkpoint(parent: Path, wanted: str, flag: str = "--ckpt_path") -> Path:
+    """The checkpoint file that ``flag`` means: ``last``, ``best``, a file, or a run's folder.
 
     Args:
         parent: the experiment's folder, whose ``run-<n>`` are searched for ``last`` and ``best``.
@@ -43,7 +43,7 @@ def resolve_checkpoint(parent: Path, wanted: str) -> Path:
         if path.is_dir():
             path = newest_whole_checkpoint(path if path.name == "checkpoints" else path / "checkpoints") or path
         if not path.is_file():
-            raise CheckpointError(f"--ckpt_path {wanted}: no such checkpoint file")
+            raise CheckpointError(f"{flag} {wanted}: no such checkpoint file")
         return path.resolve()
     folders = sorted(parent.glob("run-*/checkpoints"), key=lambda f: int(f.parent.name.split("-")[1]))
     for folder in reversed(folders):
@@ -51,7 +51,7 @@ def resolve_checkpoint(parent: Path, wanted: str) -> Path:
         if found is not None and found.exists():
             return found.resolve()
     raise CheckpointError(
-        f"--ckpt_path {wanted}: no whole checkpoint under {parent}/run-*/checkpoints; start without --ckpt_path"
+        f"{flag} {wanted}: no whole checkpoint under {parent}/run-*/checkpoints; start without {flag}"
     )
 
 

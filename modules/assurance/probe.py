@@ -82,8 +82,8 @@ class Block:
 Values = Mapping[str, np.ndarray | Mapping[str, np.ndarray] | str]
 """Figure name -> values ``[units]``, or condition -> values ``[units]``.
 
-Fewer units than the block has: the source (a finite set of prompts, say) is exhausted. An exact figure's one value comes
-with block 0 of the fresh split. A string in place of values says why a figure is undefined for this subject (a
+Fewer units than the block has: the source (a finite set of prompts, say) is exhausted. An exact figure's one value
+comes with block 0 of the fresh split. A string in place of values says why a figure is undefined for this subject (a
 normalisation by 0, no such unit), whichever block says so.
 """
 

@@ -111,7 +111,12 @@ class Subject:
 
 
 def state_digest(model: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of all tensors of the state, and the text of everything else in it."""
+    """:func:`mapping_digest` of a module's state."""
+    return mapping_digest(dict(model.state_dict()))
+
+
+def mapping_digest(state: Mapping[str, Any]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all tensors of the state, and the text of all else in it."""
     digest = hashlib.sha256()
 
     def feed(name: str, value: Any) -> None:
@@ -128,7 +133,7 @@ def state_digest(model: nn.Module) -> str:
         else:
             digest.update(f"{name}={value!r}".encode())
 
-    feed("", dict(model.state_dict()))
+    feed("", state)
     return digest.hexdigest()
 
 
@@ -146,7 +151,7 @@ def untouched(model: nn.Module, check: bool = True) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    python, numpy = random.getstate(), copy.deepcopy(np.random.get_state())
+    python, numpy = random.getstate(), copy.deepcopy(np.random.get_state())  # noqa: NPY002
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
     before = state_digest(model) if check else ""
@@ -163,7 +168,7 @@ def untouched(model: nn.Module, check: bool = True) -> Iterator[None]:
         for parameter, needs in wanted:
             parameter.requires_grad_(needs)
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(cpu)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)

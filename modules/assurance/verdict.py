@@ -1,10 +1,10 @@
 """Limits and verdicts: uncertain is never a pass.
 
 A gate passes only if both splits' intervals lie on the right side: the p-value of that claim is the larger of the two
-splits' (intersection-union test, Berger 1982). Across gates Holm's step-down procedure keeps the chance of any wrong pass
-at alpha. Units are doubled while a gate is uncertain; each look is judged at alpha / looks, so that looking again does not
-make passes likelier either. The intervals that a report shows are plain ones of level alpha; the verdict uses the
-corrected level, and both are written.
+splits' (intersection-union test, Berger 1982). Across gates Holm's step-down procedure keeps the chance of any wrong
+pass at alpha. Units are doubled while a gate is uncertain; each look is judged at alpha / looks, so that looking again
+does not make passes likelier either. The intervals that a report shows are plain ones of level alpha; the verdict uses
+the corrected level, and both are written.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from tensordict import TensorDict
@@ -36,6 +36,34 @@ from modules.contracts.routing import ReportsGenerators as ReportsGenerators
 from modules.contracts.routing import RequestsInstances as RequestsInstances
 from modules.contracts.routing import RoutingProblem as RoutingProblem
 from modules.contracts.routing import RoutingSpec as RoutingSpec
+
+if TYPE_CHECKING:
+    from modules.assurance.subject import Subject
+
+
+@runtime_checkable
+class Assurable(Protocol):
+    """A module that can be measured by assurance suites."""
+
+    def assurance_subject(self) -> Subject:
+        """What probes may ask of this module and its datamodule; called within a run, its data set up."""
+        ...
+
+
+@runtime_checkable
+class WarmStarts(Protocol):
+    """A module that starts from another run's checkpoint in its own way (``--warm_start``).
+
+    Without it the checkpoint's ``state_dict`` is loaded, and nothing else of it.
+    """
+
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what was learnt, with fresh optimisers, counters and schedules; called once set up for ``fit``.
+
+        Raises:
+            ValueError: a checkpoint of another kind of module.
+        """
+        ...
 
 
 @runtime_checkable

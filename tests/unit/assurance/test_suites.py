@@ -142,7 +142,8 @@ def test_the_suite_leaves_no_trace(coins):
     model[0].weight.grad = torch.ones(2, 2)
     model[2].weight.requires_grad_(False)
     modes = [module.training for module in model.modules()]
-    before = (state_digest(model), torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
+    keys = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = (state_digest(model), torch.get_rng_state(), random.getstate(), keys)
     run_suite(coins(model), _settings())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(model[0].weight.grad, torch.ones(2, 2))
@@ -151,7 +152,7 @@ def test_the_suite_leaves_no_trace(coins):
     assert state_digest(model) == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
     assert random.getstate() == before[2]
-    assert np.array_equal(np.random.get_state()[1], before[3])
+    assert np.array_equal(np.random.get_state()[1], before[3])  # noqa: NPY002
 
 
 def test_a_probe_that_changes_the_model_is_found(coins, monkeypatch):
