@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modules.control.perturbation import Norm, PerturbationSet
+from modules.objectives.adversarial import steepest
 
 Mean = Callable[[Tensor], Tensor]
 """What the agent sees ``[rows, size]`` (normalised and perturbed) to its mean action ``[rows, actions]``."""
@@ -36,16 +37,6 @@ def _own(tensor: Tensor) -> Tensor:
 
 def _as_radius(eps: Tensor | float, like: Tensor) -> Tensor:
     return _own(torch.as_tensor(eps, dtype=like.dtype, device=like.device))
-
-
-def _heading(slope: Tensor, norm: Norm) -> Tensor:
-    """Steepest ascent of length 1 in the norm: signs, or a unit vector; 0 where the gradient is 0 or no number."""
-    slope = slope.nan_to_num(nan=0.0)
-    if norm == "inf":
-        return slope.sign()
-    # dividing by the largest entry first keeps squares of small and large gradients representable
-    slope = slope / slope.abs().amax(-1, keepdim=True).clamp_min(1e-37)
-    return slope / slope.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
 
 def _slope(objective: Value, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,11 +68,11 @@ def _climb(
         better = score >= highest
         best, highest = torch.where(better.unsqueeze(-1), p, best), torch.where(better, score, highest)
         if i == steps:
-            p = project(p + _FAR * eps * _heading(slope, norm)).detach()
+            p = project(p + _FAR * eps * steepest(slope, norm)).detach()
             break
         if noise is not None:
             slope = slope + noise[i] * ((2.0 * step).sqrt() / (i + 2))
-        p = project(p + step * _heading(slope, norm)).detach()
+        p = project(p + step * steepest(slope, norm)).detach()
     with torch.no_grad():
         return torch.where((objective(p) >= highest).unsqueeze(-1), p, best)
 
@@ -124,7 +115,7 @@ def maximal_action_difference(
         def change(p: Tensor) -> Tensor:
             return policy_divergence(mean(observation + p), at_rest, scale)
 
-        begin = project(_heading(start, norm) * (radius / steps)).detach()
+        begin = project(steepest(start, norm) * (radius / steps)).detach()
         return _climb(change, begin, radius, project, steps, norm, noise)
 
 
@@ -191,7 +182,7 @@ def director_attack(
             turned = (agreement(other) > agreement(one)).unsqueeze(-1)
         begin = torch.where(turned, other, one)
         _, slope = _slope(agreement, begin)
-        return project(begin + radius * _heading(slope, norm)).detach()
+        return project(begin + radius * steepest(slope, norm)).detach()
 
 
 def sgld_worst_case(
@@ -227,7 +218,7 @@ def sgld_worst_case(
         p = start.sign() * step
         for i in range(steps):
             _, slope = _slope(lambda moved: policy_divergence(mean(observation + moved), at_rest, std), p)
-            p = p + step * _heading(slope + noise[i] * (loudness / (i + 2)), "inf")
+            p = p + step * steepest(slope + noise[i] * (loudness / (i + 2)), "inf")
             p = torch.minimum(torch.maximum(p, -radius), radius)
         return p.detach()
 
@@ -292,6 +283,6 @@ def constant_bias(
         budget: feasible perturbations.
     """
     if fresh is not None:
-        drawn = budget.eps * _heading(normal, budget.settings.norm)
+        drawn = budget.eps * steepest(normal, budget.settings.norm)
         target = torch.where(fresh.unsqueeze(-1), drawn, target)
     return target, target
