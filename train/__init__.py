@@ -34,7 +34,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Verbs that are plain functions, not runs of one Trainer: name -> "module:function", imported when called. The function
 # takes the arguments behind the name, with config names already replaced by files, and returns an exit code.
-DRIVERS: dict[str, str] = {}
+DRIVERS: dict[str, str] = {
+    "align": "train.align:main",
+    "verify": "train.evidence:verify",
+    "card": "train.evidence:card",
+}
 
 
 def _guard_packages() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from callbacks.assurance import ranks_of, scalars, subject_of
-from modules.assurance.subject import AssuranceError, Subject
+from callbacks.checkpoint import AtomicCheckpointIO
+from modules.assurance.subject import AssuranceError, Subject, mapping_digest
 from modules.assurance.suites import SuiteResult, SuiteSettings, run_suite
 from modules.assurance.verdict import EXIT_CODES, Limit
 
@@ -64,7 +65,9 @@ class Assuring(Trainer):
         settings = SuiteSettings(
             suite, tuple(probes or ()), n0, n_max, alpha, anchor_share, root_seed, round, dict(effort or {})
         )
-        self._assurance = SuiteRun(settings, tuple(limits or ()), tuple(siblings or ()), objectives, parent, out)
+        self._assurance = SuiteRun(
+            settings, tuple(limits or ()), tuple(siblings or ()), objectives, parent, out, ckpt_path
+        )
         try:
             code = self.test(model, ckpt_path=ckpt_path, verbose=False, datamodule=datamodule)
         finally:
@@ -89,6 +92,7 @@ class SuiteRun:
         objectives: a YAML layer, or none.
         parent: sha256 of the last round's report.
         out: the report's folder; default: the trainer's.
+        checkpoint: the file that is measured, or none.
     """
 
     def __init__(
@@ -99,9 +103,10 @@ class SuiteRun:
         objectives: str | None,
         parent: str,
         out: str | None,
+        checkpoint: str | None,
     ) -> None:
         self.settings, self.limits, self.siblings = settings, limits, siblings
-        self.objectives, self.parent, self.out = objectives, parent, out
+        self.objectives, self.parent, self.out, self.checkpoint = objectives, parent, out, checkpoint
 
     def __call__(self, trainer: Assuring) -> int:
         from modules.assurance.report import write
@@ -111,7 +116,8 @@ class SuiteRun:
         if trainer.is_global_zero:
             folder = Path(self.out or trainer.default_root_dir)
             layer = Path(self.objectives).read_text("utf-8") if self.objectives else None
-            write(folder, result, objectives=layer, parent=self.parent)
+            digest = checkpoint_digest(self.checkpoint) if self.checkpoint else None
+            write(folder, result, objectives=layer, parent=self.parent, model_digest=digest)
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(result), step=self.settings.round)
             print("\n".join(lines(result)) + f"\nreport: {folder / 'report.html'}", flush=True)
@@ -128,12 +134,28 @@ class SuiteRun:
         return replace(subject, capabilities={**subject.capabilities, "seed_values": lambda: values})
 
 
+_VOLATILE = {"callbacks", "loops", "optimizer_states", "lr_schedulers", "pytorch-lightning_version", "hyper_parameters"}
+
+
+def checkpoint_digest(path: str | Path) -> str:
+    """Digest of what was learnt: a checkpoint's content without trainer state (timings, loops, optimisers)."""
+    content = AtomicCheckpointIO().load_checkpoint(path)
+    learnt = {
+        name: value
+        for name, value in content.items()
+        if name not in _VOLATILE and not name.startswith(("hparams", "datamodule"))
+    }
+    return mapping_digest(learnt)
+
+
 def lines(result: SuiteResult) -> list[str]:
     """The figures as a plain table, the gates first."""
     judged = {one.limit.figure: one for one in result.judgements}
     rows = []
     for (name, split), figure in result.figures.items():
         if split != "fresh":
+            continue
+        if figure.status == "not_applicable" and name not in judged:
             continue
         if not figure.measured:
             rows.append((name, "-", "", f"{figure.status.replace('_', ' ')}: {figure.reason}"))
@@ -143,7 +165,9 @@ def lines(result: SuiteResult) -> list[str]:
             one = judged[name]
             limit = f"{one.limit.kind} {'>=' if figure.direction == 'up' else '<='} {one.limit.tau:g}: {one.ruling}"
         rows.append((name, f"{figure.value:.4g}", f"[{figure.low:.4g}, {figure.high:.4g}] n={figure.n}", limit))
+    elsewhere = sum(one.status == "not_applicable" for one in result.figures.values())
     rows.sort(key=lambda row: (row[0] not in judged, row[1] == "-", "ruice".index(row[0][0]), row[0]))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=False)] + [row[3]] for row in rows)
-    return [*("  ".join(cells).rstrip() for cells in padded), f"verdict: {result.verdict}"]
+    rest = [f"{elsewhere} figures do not apply to the {result.subject.family} family"] if elsewhere else []
+    return [*("  ".join(cells).rstrip() for cells in padded), *rest, f"verdict: {result.verdict}"]
