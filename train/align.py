@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +23,7 @@ from modules.assurance.suites import SuiteSettings
 from modules.assurance.verdict import Limit
 from modules.files import write_json
 from train.arguments import class_parameters
+from train.children import Children
 from train.errors import ConfigError, known_keys, one_line
 
 _WAIT = 60.0  # seconds for a child that a killed driver left to end
@@ -101,8 +98,8 @@ def main(argv: Sequence[str]) -> int:
     starting = read_layer(config.objectives, config.align.knobs) if config.objectives else None
     folder = Path(config.out or Path(config.runs) / config.experiment / "cycle")
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock") as lock:
-        launcher = ChildCommands(config.layers, config.arguments, config.fit_arguments, config.assure, lock)
+    with _locked(folder / "lock") as lock, contextlib.closing(Children([lock])) as children:
+        launcher = ChildCommands(config.layers, config.arguments, config.fit_arguments, config.assure, children, folder)
         about = {
             "experiment": config.experiment,
             "layers": list(config.layers),
@@ -148,7 +145,8 @@ class ChildCommands:
         layers: config files of both, in order.
         arguments, fit_arguments: further flags, of both and of ``fit`` alone.
         assure: what is measured.
-        lock: descriptor that children keep open.
+        children: runs commands.
+        scratch: folder for the log of what is no step.
     """
 
     def __init__(
@@ -157,18 +155,22 @@ class ChildCommands:
         arguments: dict[str, Any],
         fit_arguments: dict[str, Any],
         assure: AssureSettings,
-        lock: int,
+        children: Children,
+        scratch: Path,
     ) -> None:
-        self.layers, self.assure_settings, self.lock = list(layers), assure, lock
+        self.layers, self.assure_settings, self.children, self.scratch = list(layers), assure, children, scratch
         self.arguments, self.fit_arguments = arguments, fit_arguments
 
     def config(self) -> dict[str, Any]:
+        log = self.scratch / "config.log"
+        log.unlink(missing_ok=True)
         command = [*self._command("fit", [], {**self.arguments, **self.fit_arguments}), "--print_config"]
-        done = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
-        if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines()[-1:]
+        code = self.children.run(command, log)
+        printed = log.read_text("utf-8", errors="replace")
+        if code:
+            said = printed.strip().splitlines()[-1:]
             raise AssuranceError(f"align: the layers do not parse: {' '.join(said).removeprefix('error: ')[:600]}")
-        return yaml.safe_load(done.stdout)
+        return yaml.safe_load(printed)
 
     def fit(self, folder: Path, objectives: Path, seed: int, warm_start: Path | None) -> Path:
         from callbacks.checkpoint import newest_whole_checkpoint
@@ -210,46 +212,13 @@ class ChildCommands:
     def _command(self, verb: str, objectives: list[Path], arguments: dict[str, Any]) -> list[str]:
         layers = [part for layer in (*self.layers, *map(str, objectives)) for part in ("-c", layer)]
         flags = [f"--{key}={one if isinstance(one, str) else json.dumps(one)}" for key, one in arguments.items()]
-        quiet = "--trainer.enable_progress_bar=false"
-        return [sys.executable, "-m", "train", verb, *layers, *flags, quiet]
+        return [verb, *layers, *flags, "--trainer.enable_progress_bar=false"]
 
     def _run(
         self, verb: str, objectives: Path, arguments: dict[str, Any], flags: list[str], fine: tuple[int, ...]
     ) -> None:
-        command = [*self._command(verb, [objectives], arguments), *flags]
         log = objectives.parent / f"{verb}.log"
-        with open(log, "ab") as stream:
-            child = subprocess.Popen(
-                command,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                pass_fds=(self.lock,),
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            )
-            try:
-                code = child.wait()
-            except BaseException:  # an interrupt reaches the child by itself at a terminal; elsewhere from here
-                child.send_signal(signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=30)
-                child.kill()
-                raise
+        code = self.children.run([*self._command(verb, [objectives], arguments), *flags], log)
         if code not in fine:
             tail = log.read_text("utf-8", errors="replace").strip().splitlines()[-1:]
             raise ChildFailed(f"align: {verb} ended with exit code {code}: {' '.join(tail)[:400]} (all of it: {log})")
-
-
-def _environment() -> dict[str, str]:
-    """Ours without what belongs to this process alone."""
-    return {key: value for key, value in os.environ.items() if key not in _OWN}
-
-
-_OWN = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PLUMBLINE_RUN_FOLDER", "LOCAL_RANK")
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """In the child: ask the kernel for SIGKILL when the driver dies; checkpoints are whole at every instant."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

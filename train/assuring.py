@@ -116,8 +116,8 @@ class SuiteRun:
         if trainer.is_global_zero:
             folder = Path(self.out or trainer.default_root_dir)
             layer = Path(self.objectives).read_text("utf-8") if self.objectives else None
-            digest = checkpoint_digest(self.checkpoint) if self.checkpoint else None
-            write(folder, result, objectives=layer, parent=self.parent, model_digest=digest)
+            lineage = {"checkpoint_digest": checkpoint_digest(self.checkpoint)} if self.checkpoint else {}
+            write(folder, result, objectives=layer, parent=self.parent, lineage=lineage)
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(result), step=self.settings.round)
             print("\n".join(lines(result)) + f"\nreport: {folder / 'report.html'}", flush=True)

@@ -161,7 +161,6 @@ def write(
     objectives: str | Mapping[str, Any] | None = None,
     parent: str = "",
     lineage: Mapping[str, Any] | None = None,
-    model_digest: str | None = None,
 ) -> dict[str, Any]:
     """Write the report folder: ``report.json``, ``samples.jsonl``, ``card.md``, ``report.html``, ``timing.json``, and
     last ``signature.json``, without which a folder is unfinished. Every file is whole or absent.
@@ -174,7 +173,6 @@ def write(
         objectives: as in :func:`build`.
         parent: sha256 of the last round's ``report.json``; empty: the first.
         lineage: more about where the model comes from.
-        model_digest: what identifies the model; ``None``: the digest of its weights.
 
     Returns:
         The report.
@@ -188,7 +186,7 @@ def write(
         result,
         lineage={**(lineage or {}), "parent_report": parent},
         objectives=objectives,
-        subject_digest=model_digest or state_digest(result.subject.model),
+        subject_digest=state_digest(result.subject.model),
     )
     content = canonical_bytes(report, "report")
     signature = sign(content, key)

@@ -8,12 +8,17 @@ import pytest
 import yaml
 
 from callbacks.study.plan import load_study
+from modules.assurance.objectives import check_knobs, first_objectives
+from modules.assurance.suites import chosen_probes
+from train.align import parser
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STUDIES = sorted(CONFIGS.rglob("study_*.yaml"))
 EXPERIMENTS = sorted(
-    p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("hardware", "configs") and p not in STUDIES
+    p for p in CONFIGS.rglob("*.yaml") if p.parent.name not in ("hardware", "configs", "cycle") and p not in STUDIES
 )
+CYCLES = sorted((CONFIGS / "cycle").glob("*.yaml"))
+CYCLE_LAYERS = {"planted_mlp": "planted"}
 LAYERS = {
     "llemma/control": "laptop", "llemma/paper_34b": "paper_7b", "emax/paper_iql": "paper",
     "rlhf/gold_proxy_nm": "gold_proxy", "rlhf/dailydialog": "dialogue", "rlhf/dialogue_nm": "dialogue",
@@ -77,7 +82,25 @@ def test_every_run_of_a_study_parses(cli, capsys, path):
         assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"]
 
 
+@pytest.mark.parametrize("path", CYCLES, ids=lambda p: p.stem)
+def test_cycle_parses_and_fits_its_layers(cli, capsys, path):
+    """Knobs lie in the resolved config, limits and probes exist, the layers parse with the cycle's arguments."""
+    below = CYCLE_LAYERS.get(path.stem)
+    given = ["-c", path.with_stem(below)] if below else []
+    own = parser()
+    cycle = own.instantiate_classes(own.parse_args([str(part) for part in (*given, "-c", path)]))
+    files = [part for layer in cycle.layers for part in ("-c", layer)]
+    flags = [f"--{key}={value}" for key, value in {**cycle.arguments, **cycle.fit_arguments}.items()]
+    assert cli("fit", *files, *flags, "--print_config") == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    check_knobs(cycle.align.knobs, resolved, [limit.figure for limit in cycle.assure.limits])
+    first_objectives(cycle.align.knobs, resolved)
+    measured = {measure.name for probe in chosen_probes(cycle.assure.settings()) for measure in probe.measures}
+    assert {limit.figure for limit in cycle.assure.limits} <= measured
+    assert any(limit.figure.startswith("u.") for limit in cycle.assure.limits if limit.kind == "gate")
+
+
 def test_every_key_of_an_experiment_has_a_header_with_claim_and_time():
-    for path in [*EXPERIMENTS, *STUDIES]:
+    for path in [*EXPERIMENTS, *STUDIES, *CYCLES]:
         header = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
         assert "Time" in header or "Cost" in header or "Expected" in header, path

@@ -65,7 +65,13 @@ class CoinLauncher:
         nn.init.zeros_(model.bias)
         subject = Subject("coins", model, {"chance": lambda: float(model.weight)})
         found = run_suite(subject, replace(self.suite, round=round_number), [GATE])
-        write(folder, found, objectives=objectives.read_text(), parent=parent, model_digest=self.digest(checkpoint))
+        write(
+            folder,
+            found,
+            objectives=objectives.read_text(),
+            parent=parent,
+            lineage={"checkpoint_digest": self.digest(checkpoint)},
+        )
         self._step(f"after assure {round_number}")
 
     def digest(self, checkpoint: Path) -> str:
