@@ -40,8 +40,7 @@ class Children:
         self._keep = list(keep)
         self._channel: socket.socket | None = None
         self._server = 0
-        if hasattr(os, "fork") and not os.environ.get(FRESH_VARIABLE):
-            self._start_server()
+        self._fork = hasattr(os, "fork") and not os.environ.get(FRESH_VARIABLE)
 
     def _start_server(self) -> None:
         mine, theirs = socket.socketpair()
@@ -69,8 +68,11 @@ class Children:
             RuntimeError: the server died.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
-        if self._channel is None:
+        if not self._fork:
             return self._run_fresh(argv, log)
+        if self._channel is None:
+            self._start_server()
+        assert self._channel is not None
         self._channel.sendall(json.dumps({"argv": list(argv), "log": str(log)}).encode() + b"\n")
         pid = int(self._receive())
         try:
