@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from modules.assurance.card import model_card
+from modules.assurance.curves import scalars, write_pictures
+from modules.assurance.report import build
+from modules.assurance.signature import Signature
 from modules.assurance.subject import AssuranceError, Subject
 from modules.assurance.suites import Ranks, SuiteResult, SuiteSettings, run_suite
 from modules.assurance.verdict import Limit, Verdict
@@ -44,18 +50,14 @@ def ranks_of(trainer: Trainer) -> Ranks:
     return Ranks(trainer.global_rank, trainer.world_size, gather)
 
 
-def scalars(result: SuiteResult) -> dict[str, float]:
-    """What loggers get: ``rice/<principle>/<figure>`` with ``_lo`` and ``_hi``, and ``rice/deficit/<figure>``."""
-    found: dict[str, float] = {}
-    for (name, split), figure in result.figures.items():
-        if split != "fresh" or figure.value is None or figure.low is None or figure.high is None:
-            continue
-        tag = f"rice/{name[0].upper()}/{name}"
-        found |= {tag: figure.value, f"{tag}_lo": figure.low, f"{tag}_hi": figure.high}
-    for judged in result.judgements:
-        if judged.deficit is not None:
-            found[f"rice/deficit/{judged.limit.figure}"] = judged.deficit
-    return found
+def log_report(
+    trainer: Trainer, report: Mapping[str, Any], card: str, step: int, extra: Mapping[str, float] | None = None
+) -> None:
+    """Figures to all loggers; layout, card and picture to TensorBoard. For rank 0."""
+    for logger in trainer.loggers:
+        logger.log_metrics({**scalars(report), **(extra or {})}, step=step)
+        if isinstance(logger, TensorBoardLogger):
+            write_pictures(logger.experiment, report, card, step)
 
 
 class AssuranceCallback(Callback):
@@ -131,8 +133,8 @@ class AssuranceCallback(Callback):
                 "rice/seconds": time.perf_counter() - started,
                 "rice/share": self._spent / max(1e-9, time.perf_counter() - self._began),
             }
-            for logger in trainer.loggers:
-                logger.log_metrics(scalars(result) | costs, step=trainer.global_step)
+            report = build(result, subject_digest="")
+            log_report(trainer, report, model_card(report, Signature("")), trainer.global_step, costs)
         if result.verdict != "fail" or self.gates_stop == "no":
             return
         failed = [one for one in result.judgements if one.limit.kind == "gate" and one.ruling == "fail"]

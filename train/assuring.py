@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from callbacks.assurance import ranks_of, scalars, subject_of
+from callbacks.assurance import log_report, ranks_of, subject_of
 from callbacks.checkpoint import AtomicCheckpointIO
 from modules.assurance.subject import AssuranceError, Subject, mapping_digest
 from modules.assurance.suites import SuiteResult, SuiteSettings, run_suite
@@ -110,6 +110,7 @@ class SuiteRun:
 
     def __call__(self, trainer: Assuring) -> int:
         from modules.assurance.report import write
+        from modules.assurance.signature import CARD
 
         subject = self._with_siblings(subject_of(trainer.lightning_module))
         result = run_suite(subject, self.settings, self.limits, ranks_of(trainer))
@@ -117,9 +118,8 @@ class SuiteRun:
             folder = Path(self.out or trainer.default_root_dir)
             layer = Path(self.objectives).read_text("utf-8") if self.objectives else None
             lineage = {"checkpoint_digest": checkpoint_digest(self.checkpoint)} if self.checkpoint else {}
-            write(folder, result, objectives=layer, parent=self.parent, lineage=lineage)
-            for logger in trainer.loggers:
-                logger.log_metrics(scalars(result), step=self.settings.round)
+            report = write(folder, result, objectives=layer, parent=self.parent, lineage=lineage)
+            log_report(trainer, report, (folder / CARD).read_text("utf-8"), self.settings.round)
             print("\n".join(lines(result)) + f"\nreport: {folder / 'report.html'}", flush=True)
         return EXIT_CODES[result.verdict]
 

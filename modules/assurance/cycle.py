@@ -13,6 +13,7 @@ unchanged.
     cycle/round_00/trained.json         its checkpoint, once training has ended
     cycle/round_00/assurance/...        the report
     cycle/summary.html                  all rounds side by side
+    cycle/tensorboard/                  the same as curves
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from modules.assurance.canonical import canonical_bytes
+from modules.assurance.curves import write_curves
 from modules.assurance.ledger import (
     ASSURANCE,
     LEDGER,
@@ -58,6 +60,7 @@ from modules.files import atomic_write, sha256_file, write_bytes
 from modules.seeds import stream_seed
 
 DECLARED, MEMORY, TRAINED, SUMMARY = "cycle.json", "objectives.json", "trained.json", "summary.html"
+CURVES = "tensorboard"
 PASSED, STALLED, EXHAUSTED = "passed", "stalled", "rounds exhausted"
 EXIT_PASS, EXIT_FAIL, EXIT_INCONCLUSIVE = 0, 3, 4
 
@@ -325,6 +328,7 @@ class Cycle:
         page = summary_page(rounds, title=str(self.about.get("experiment", "cycle")))
         with atomic_write(self.folder / SUMMARY) as stream:
             write_bytes(stream, page.encode())
+        write_curves(self.folder / CURVES, [(one["report"], one["knobs"]) for one in rounds])
 
     def _tell(self, number: int, decision: Decision) -> None:
         short = ", ".join(f"{name} {value:.3g}" for name, value in decision.deficits.items())
