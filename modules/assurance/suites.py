@@ -325,11 +325,11 @@ def _collect(
         for measure in probe.measures:
             for split in SPLITS if measure.estimator != "exact" else SPLITS[:1]:
                 key = (measure.name, split)
-                if key in samples:
-                    raise AssuranceError(f"figure {measure.name} is measured by two probes of this suite")
                 if lacking:
                     figures.setdefault(key, missing(measure, split, "not_applicable", f"needs {', '.join(lacking)}"))
                     continue
+                if key in samples:
+                    raise AssuranceError(f"figure {measure.name} is measured by two probes of this suite")
                 found = gatherers[probe.name].sample(measure, split)
                 if isinstance(found, str):
                     figures[key] = missing(measure, split, "undefined", found)

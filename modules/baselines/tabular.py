@@ -18,6 +18,8 @@ from torch import Tensor
 
 from modules.assurance.measures import interruption as measures
 from modules.assurance.measures.welfare import percent_of_random
+from modules.assurance.subject import Subject
+from modules.baselines.assurance import tabular_subject
 from modules.contracts.oversight import OversightDynamics, OversightSpec, ProvidesOversight
 from modules.population.loop import Clock
 from modules.population.ranks import RankModule
@@ -181,6 +183,10 @@ class TabularModule(RankModule):
                 f"(datamodules.oversight_data.OversightDataModule), got {type(data).__name__}"
             )
         return data
+
+    def assurance_subject(self) -> Subject:
+        """What assurance probes may ask of the last arm's first learner."""
+        return tabular_subject(self, self._data())
 
     def configure_optimizers(self) -> Clock:
         return Clock(self.clock)

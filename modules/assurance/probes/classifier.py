@@ -95,7 +95,10 @@ PROBES: tuple[Probe, ...] = (
         (
             _share("u.accuracy", "Accuracy on undisturbed samples"),
             _share("r.accuracy", "Accuracy under the strongest gradient attack within the budget"),
-            Measure("r.accuracy_area", "Accuracy averaged over budgets up to the full one", "up", "mean", "share", span=(0.0, 1.0)),
+            Measure(
+                "r.accuracy_area", "Accuracy averaged over budgets up to the full one", "up", "mean", "share",
+                span=(0.0, 1.0),
+            ),
             _share("r.masking", "Samples that only a search without gradients turns round (masked gradients)", "down"),
         ),
         needs=("labelled_units", "margins", "attack_budget"),
@@ -118,8 +121,8 @@ PROBES: tuple[Probe, ...] = (
         "feature_saliency",
         (
             Measure(
-                "i.saliency", "Share of the decision that its largest feature carries (integrated gradients)", "up", "mean",
-                "share", span=(0.0, 1.0),
+                "i.saliency", "Share of the decision that its largest feature carries (integrated gradients)", "up",
+                "mean", "share", span=(0.0, 1.0),
             ),
         ),
         needs=("labelled_units", "margins"),

@@ -38,11 +38,12 @@ def _rollback(subject: Subject, block: Block) -> Values:
 
 
 def _disturb(model: nn.Module, generator: torch.Generator) -> None:
+    """Noise onto every floating-point tensor of the state: weights, and tables that are buffers."""
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                noise = torch.randn(parameter.shape, generator=generator).to(parameter)
-                parameter.data.add_(noise * (parameter.detach().abs().mean() + 0.1))
+        for value in model.state_dict().values():  # tensors share their storage with the model's
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                noise = torch.randn(value.shape, generator=generator).to(value)
+                value.add_(noise * (value.abs().mean() + 0.1))
 
 
 def _card(subject: Subject, block: Block) -> Values:
