@@ -6,19 +6,23 @@ import difflib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict
 from torch import Tensor
 
-from datamodules.routing.distributions import Distribution, make_distribution, uniform_noise, unit_box
+from datamodules.routing.distributions import Distribution, Mixed, make_distribution, uniform_noise
+from datamodules.routing.kinds import HeldOutKind, InstanceKind, add_references
 from datamodules.text.loader import align_batch_progress, check_epoch_length, training_steps
 from datamodules.text.specs import as_spec
 from modules.contracts import InstanceRequest, RequestsInstances, RoutingProblem
 from modules.files import canonical_digest
 from modules.seeds import global_seed, stream
+
+if TYPE_CHECKING:
+    from datamodules.routing.oracles import References
 
 TRAIN_STREAM, HELD_OUT_STREAM = 0x5254524E, 0x5254484F
 """First keys of our own random streams; far from the small numbers that modules use."""
@@ -40,17 +44,6 @@ class EvalSet:
     count: int = 100
     distribution: str | dict[str, float] | None = None
     normalize: Literal["none", "unit_box"] = "none"
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One held-out set before it is made."""
-
-    name: str
-    distribution: Distribution
-    size: int
-    count: int
-    normalize: str
 
 
 @dataclass(frozen=True)
@@ -151,7 +144,7 @@ class RoutingDataModule(LightningDataModule):
         generator = stream(0)
         return self.problem.generate(uniform_noise(1, self.problem.nodes(size), generator), generator)
 
-    def _planned(self, name: str, given: EvalSet) -> list[_Plan]:
+    def _planned(self, name: str, given: EvalSet) -> list[HeldOutKind]:
         where = f"eval_sets.{name}"
         sizes = [given.sizes] if isinstance(given.sizes, int) else list(given.sizes)
         self._check_sizes(f"{where}.sizes", sizes)
@@ -162,7 +155,7 @@ class RoutingDataModule(LightningDataModule):
         if given.normalize not in ("none", "unit_box"):
             raise ValueError(f"RoutingDataModule: {where}.normalize must be none or unit_box, got {given.normalize!r}")
         distribution = make_distribution(name if given.distribution is None else given.distribution)
-        return [_Plan(f"{name}/{size}", distribution, size, given.count, given.normalize) for size in sizes]
+        return [HeldOutKind(f"{name}/{size}", distribution, size, given.normalize, given.count) for size in sizes]
 
     def _identity(self) -> dict[str, Any]:
         """What decides the instances and references of a run, in plain values."""
@@ -236,10 +229,13 @@ class RoutingDataModule(LightningDataModule):
         """``[B]`` float64: the oracle's costs, NaN without one."""
         if self.oracle is None:
             return torch.full((len(instances),), float("nan"), dtype=torch.float64)
+        return self._references(size, cache_dir).costs(self.problem, instances)
+
+    def _references(self, size: int, cache_dir: str | None) -> References:
         from datamodules.routing.oracles import References, default_oracle
 
-        oracle = default_oracle(self.problem.spec.name, size) if self.oracle == "auto" else self.oracle
-        return References(oracle, cache_dir, self.oracle_workers).costs(self.problem, instances)
+        oracle = default_oracle(self.problem.spec.name, size) if self.oracle in (None, "auto") else self.oracle
+        return References(oracle, cache_dir, self.oracle_workers)
 
     def _shared_costs(self, instances: TensorDict, size: int) -> Tensor:
         """As ``_costs``, each rank doing its part: all ranks end up with equal numbers."""
@@ -272,22 +268,18 @@ class RoutingDataModule(LightningDataModule):
         """Instances dropped of each set made so far, because an optimal solution costs nothing: they have no gap."""
         return {name: made.dropped for name, made in self._held_out.items()}
 
-    def _plan(self, name: str) -> _Plan:
+    def _plan(self, name: str) -> HeldOutKind:
         for plan in self._plans:
             if plan.name == name:
                 return plan
         known = difflib.get_close_matches(name, self.evaluation_sets, 3) or self.evaluation_sets
         raise ValueError(f"RoutingDataModule: eval_sets has no {name!r}; nearest: {', '.join(known) or 'it is empty'}")
 
-    def _make_set(self, plan: _Plan) -> _HeldOut:
+    def _make_set(self, plan: HeldOutKind) -> _HeldOut:
         identity = int(canonical_digest(str(plan.distribution))[:16], 16)
         generator = stream(self.seed, HELD_OUT_STREAM, identity, plan.size)
         locs = plan.distribution.sample(plan.count, self.problem.nodes(plan.size), generator)
-        instances = self.problem.generate(locs, generator)
-        if plan.normalize == "unit_box":
-            instances["original"] = locs.double()
-            instances["rounded"] = torch.zeros(len(locs), dtype=torch.bool)
-            instances["locs"] = unit_box(locs)
+        instances = plan.make(self.problem, locs, generator)
         reference = self._shared_costs(instances, plan.size)
         kept = (reference != 0).nonzero().flatten()
         dropped = len(reference) - len(kept)
@@ -303,6 +295,31 @@ class RoutingDataModule(LightningDataModule):
         instances["reference"] = reference[kept]
         instances["index"] = torch.arange(len(kept))
         return _HeldOut(instances, dropped)
+
+    # -- fresh instances, for assurance ------------------------------------------------------------------------------
+    def fresh_instances(
+        self, kinds: Sequence[str], count: int, seed: int, keep: bool = False, references: bool = True
+    ) -> dict[str, TensorDict]:
+        """As :class:`modules.contracts.DrawsRoutingInstances` says; with ``oracle: null`` by the best one at hand."""
+        known = {name: self._kind(name) for name in kinds}
+        drawn = {name: kind.fresh(self.problem, count, seed) for name, kind in known.items()}
+        if references:
+            folder = self.cache_dir if keep else None
+            add_references(drawn, known, lambda batch, size: self._references(size, folder).solve(self.problem, batch))
+        return drawn
+
+    def _kind(self, name: str) -> InstanceKind:
+        distribution, slash, size = name.rpartition("/")
+        if name in self.evaluation_sets or not (slash and size.isdigit()):
+            return self._plan(name)
+        return InstanceKind(name, make_distribution(distribution), int(size))
+
+    def reference_name(self, size: int) -> str:
+        return self._references(size, None).oracle.name
+
+    def training_shares(self) -> dict[str, float]:
+        """Distribution -> its share of training instances, where the module does not ask for others."""
+        return self.distribution.shares() if isinstance(self.distribution, Mixed) else {str(self.distribution): 1.0}
 
     # -- batches ------------------------------------------------------------------------------------------------------
     def _draw(self, request: InstanceRequest) -> TensorDict:

@@ -6,6 +6,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,9 @@ class Distribution(ABC):
     The call is what :class:`modules.contracts.InstanceRequest` asks for: ``noise`` ``[count, nodes, 2]`` uniform in
     (0, 1), and a generator on the same device for what else is drawn, to coordinates of the same shape.
     """
+
+    joint: ClassVar[bool] = False
+    """Whether the instances of one call depend on each other."""
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -119,6 +120,7 @@ class MixtureFile(Distribution):
     """
 
     components: int = 10
+    joint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.check_within("components", 1)
@@ -148,6 +150,15 @@ class Mixed(Distribution):
     parts: tuple[Distribution, ...]
     weights: tuple[float, ...]
 
+    @property
+    def joint(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return any(part.joint for part in self.parts)
+
+    def shares(self) -> dict[str, float]:
+        """Part -> its share of all instances."""
+        total = math.fsum(self.weights)
+        return {str(part): weight / total for part, weight in zip(self.parts, self.weights, strict=True)}
+
     def __post_init__(self) -> None:
         if not self.parts or len(self.parts) != len(self.weights):
             raise ValueError(f"mixed: needs one weight per part, got {len(self.weights)} for {len(self.parts)} parts")
@@ -156,8 +167,7 @@ class Mixed(Distribution):
                 raise ValueError(f"mixed: the weight of {part} must be a finite number > 0, got {weight}")
 
     def __str__(self) -> str:
-        total = math.fsum(self.weights)
-        return " + ".join(f"{w / total:.6g} {part}" for part, w in zip(self.parts, self.weights, strict=True))
+        return " + ".join(f"{share:.6g} {part}" for part, share in self.shares().items())
 
     def __call__(self, noise: Tensor, generator: torch.Generator) -> Tensor:
         weights = torch.tensor(self.weights, device=noise.device)

@@ -150,6 +150,46 @@ class ProvidesRoutingInstances(Protocol):
 
 
 @runtime_checkable
+class DrawsRoutingInstances(Protocol):
+    """A datamodule that draws fresh instances of any kind, for assurance: a function of the seed alone.
+
+    ``sizes``: customers of training instances. Kinds are the names of evaluation sets, or
+    ``"<distribution>/<size>"``. Batches hold the problem's fields, ``index`` and, with ``references``, ``reference``
+    float64 ``[count]`` and ``reference_route`` int64 ``[count, T]``.
+    """
+
+    problem: RoutingProblem
+    evaluation_sets: Sequence[str]
+    sizes: Sequence[int]
+
+    def fresh_instances(
+        self, kinds: Sequence[str], count: int, seed: int, keep: bool = False, references: bool = True
+    ) -> Mapping[str, TensorDict]:
+        """``count`` independent instances of every kind, on the CPU.
+
+        Args:
+            kinds: names; an unknown one raises ValueError.
+            count: of each.
+            seed: of all that is drawn.
+            keep: the same seed will come again: references may be kept on disk.
+            references: also the oracle's costs and routes.
+        """
+        ...
+
+    def held_out(self, name: str) -> TensorDict:
+        """An evaluation set, the same on all ranks, with ``reference``; NaN without an oracle."""
+        ...
+
+    def reference_name(self, size: int) -> str:
+        """What makes references of instances with ``size`` customers."""
+        ...
+
+    def training_shares(self) -> Mapping[str, float]:
+        """Distribution of training instances -> its share."""
+        ...
+
+
+@runtime_checkable
 class ReportsGenerators(Protocol):
     """A module with generators of points in the unit square, for figures."""
 

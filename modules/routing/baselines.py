@@ -43,6 +43,9 @@ class Baseline(nn.Module):
         """Take stock after an epoch; returns metrics, equal on all ranks."""
         return {}
 
+    def start_from(self, solver: RoutingSolver) -> None:
+        """The solver in training has got other weights before the first step."""
+
 
 class SharedBaseline(Baseline):
     """Mean cost of an instance's rollouts (Kwon et al. 2020, eq. 5)."""
@@ -123,6 +126,9 @@ class RolloutBaseline(Baseline):
         self.warmup_epochs, self.instances, self.significance = warmup_epochs, instances, significance
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
         self.register_buffer("replaced", torch.zeros((), dtype=torch.int64))
+
+    def start_from(self, solver: RoutingSolver) -> None:
+        self.frozen.load_state_dict(solver.state_dict())
 
     def value(self, problem: RoutingProblem, instances: TensorDict, cost: Tensor, all_sum: AllSum) -> Tensor:
         share = warmup_mix(int(self.epochs), self.warmup_epochs)

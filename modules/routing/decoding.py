@@ -399,6 +399,35 @@ def beam_search(
         return routes, total
 
 
+@torch.no_grad()
+def decisions(
+    problem: RoutingProblem, instances: TensorDict, tables: DecoderTables, forced: Tensor | None, rollouts: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Greedy routes, and what every decision chose from; ``forced`` ``[B, P, S]`` are their first actions.
+
+    Returns:
+        routes ``[B, P, T]`` int64; the distribution of every decision ``[B, P, T, N]``; the nodes it was allowed
+        ``[B, P, T, N]`` bool; the node it was taken at ``[B, P, T]`` int64, -1 before a closed route has one.
+    """
+    rest = {field.name: getattr(tables, field.name) for field in fields(DecoderTables)}
+    readout = _Readout(rest.pop("values"), rest.pop("keys"), _FOLD_BELOW_FORWARD)
+    steps = _Decisions(problem, readout, rollouts=rollouts, **rest)
+    state = problem.begin(instances, rollouts)
+    taken: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for number in range(problem.max_steps(steps.nodes)):
+        if steps.finished(state, number):
+            break
+        logits = steps.decide(state, number)[2]
+        action = forced[..., number] if forced is not None and number < forced.shape[2] else logits.argmax(-1)
+        here = state["current"].clone()
+        if problem.spec.closed and number == 0:
+            here.fill_(-1)
+        taken.append((action, logits.softmax(-1), state["allowed"].clone(), here))
+        steps.advance(state, action, number)
+    route, probability, allowed, here = (torch.stack(each, 2) for each in zip(*taken, strict=True))
+    return route, probability, allowed, here
+
+
 def _reordered(value: Tensor, parent: Tensor) -> Tensor:
     index = parent.view(*parent.shape, *[1] * (value.ndim - 2)).expand(-1, -1, *value.shape[2:])
     return value.gather(1, index)

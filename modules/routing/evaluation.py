@@ -10,7 +10,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from modules.contracts import ProvidesRoutingInstances, RoutingProblem, RoutingSpec
+from modules.assurance.subject import DataSource, Subject
+from modules.contracts import (
+    DrawsRoutingInstances,
+    ProvidesRoutingInstances,
+    RequestsInstances,
+    RoutingProblem,
+    RoutingSpec,
+)
 from modules.population.ranks import RankModule
 from modules.routing.solver import Decoding, RoutingSolver
 from modules.seeds import global_seed, stream_seed
@@ -145,6 +152,44 @@ class RoutingEvaluation(RankModule):
     def work_per_batch(self, batch: Any) -> int:
         """Instances of this rank in ``batch``."""
         return int(batch.shape[0]) if isinstance(batch, TensorDict) else 0
+
+    # -- assurance ----------------------------------------------------------------------------------------------------
+    def training_sources(self) -> list[DataSource]:
+        """Where training instances come from: none of them is anybody's data."""
+        if isinstance(self, RequestsInstances):
+            return [DataSource("instances drawn at random, as the module asked for them", "CC0-1.0")]
+        shares = self.data.training_shares() if isinstance(self.data, DrawsRoutingInstances) else {}
+        return [DataSource(f"instances drawn at random: {name}", "CC0-1.0", share) for name, share in shares.items()]
+
+    def assurance_subject(self) -> Subject:
+        """As :class:`modules.contracts.Assurable` says: of the solver that ``test`` would use.
+
+        Raises:
+            AssuranceError: a datamodule that draws no instances.
+        """
+        from modules.routing.assurance import assurance_subject
+
+        if self.trainer.testing:  # during training: of the solver as it stands
+            self._use_kept()
+        return assurance_subject(self, self.data, self.training_sources())
+
+    def _use_kept(self) -> None:
+        """Where a method keeps several solvers: take the one to test."""
+
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the solver of any routing module's checkpoint; the rest starts anew.
+
+        Raises:
+            ValueError: no solver in it, or one of another problem or with other sizes.
+        """
+        from modules.routing.trained import solver_of, take_weights
+
+        assert self.solver is not None
+        owner = f"{type(self).__name__}: the checkpoint"
+        take_weights(self.solver, solver_of(checkpoint, owner), owner)
+        baseline = getattr(self, "baseline", None)
+        if baseline is not None:
+            baseline.start_from(self.solver)
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

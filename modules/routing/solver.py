@@ -50,6 +50,8 @@ class Decoding:
         beam: beam width; 0: none. Not with ``starts`` or ``samples``.
         normalize: ``unit_box``: the solver sees every instance scaled to the unit square; costs stay those of the
             instance. ``none``: as it is.
+        budget: most routes that are decoded of an instance, over starts, samples and copies; a larger budget decodes
+            those of a smaller one and more. 0: no bound.
 
     Raises:
         ValueError: a negative number, or a beam with starts or samples.
@@ -60,9 +62,10 @@ class Decoding:
     samples: int = 0
     beam: int = 0
     normalize: Literal["none", "unit_box"] = "none"
+    budget: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("samples", "beam"):
+        for key in ("samples", "beam", "budget"):
             if getattr(self, key) < 0:
                 raise ValueError(f"Decoding: {key} must be >= 0, got {getattr(self, key)}")
         if self.beam and (self.starts or self.samples):
@@ -133,6 +136,30 @@ class RoutingSolver(nn.Module):
         routes = torch.cat([nn.functional.pad(routes, (0, longest - routes.shape[1])) for routes, _ in parts])
         return routes, torch.cat([cost for _, cost in parts])
 
+    @torch.no_grad()
+    def complete(
+        self, problem: RoutingProblem, instances: TensorDict, prefix: Tensor, samples: int = 0, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The best routes ``[B, T]`` that begin with ``prefix`` ``[B, S]`` int64, S >= 1, and their costs ``[B]``.
+
+        The rest is decoded greedily, or the best of ``samples`` sampled ends.
+
+        Raises:
+            ValueError: a prefix that is empty or breaks the problem's rules, naming instance and step.
+        """
+        check_prefix(problem, instances, prefix)
+        training = self.training
+        self.eval()
+        try:
+            each = max(1, samples)
+            seeds = rollout_seeds(seed, instances["index"], each) if samples else None
+            choice = Choice(prefix.unsqueeze(1).expand(-1, each, -1), seeds)
+            routes = decode(problem, instances, self.tables(problem, instances), each, choice)[0]
+        finally:
+            self.train(training)
+        cost, best = exact_cost(problem, instances, routes).min(1)
+        return routes[torch.arange(len(best), device=best.device), best], cost
+
     def _solve(
         self, problem: RoutingProblem, instances: TensorDict, decoding: Decoding, seed: int
     ) -> tuple[Tensor, Tensor]:
@@ -144,8 +171,13 @@ class RoutingSolver(nn.Module):
             copies = [with_locs(seen, locs) for locs in dihedral(seen["locs"])]
         best_cost: Tensor | None = None
         best_route = torch.zeros(instances["locs"].shape[0], 0, dtype=torch.int64, device=instances.device)
+        decoded = 0
         for number, copy in enumerate(copies):
-            routes = self._routes(problem, copy, decoding, seed, number)
+            left = decoding.budget - decoded if decoding.budget else None
+            if left == 0:
+                break
+            routes = self._routes(problem, copy, decoding, seed, number, left)
+            decoded += routes.shape[1]
             costs, rollout = exact_cost(problem, copy, routes).min(1)
             route = routes[torch.arange(routes.shape[0], device=routes.device), rollout]
             if best_cost is None:
@@ -162,16 +194,44 @@ class RoutingSolver(nn.Module):
         return best_route, best_cost
 
     def _routes(
-        self, problem: RoutingProblem, instances: TensorDict, decoding: Decoding, seed: int, copy: int
+        self, problem: RoutingProblem, instances: TensorDict, decoding: Decoding, seed: int, copy: int, most: int | None
     ) -> Tensor:
-        """``[B, P, T]``, of the copy number ``copy`` of every instance."""
+        """``[B, P, T]``, of the copy number ``copy`` of every instance; P at most ``most``."""
         tables = self.tables(problem, instances)
         if decoding.beam:
-            return beam_search(problem, instances, tables, decoding.beam)[0]
+            return beam_search(problem, instances, tables, min(decoding.beam, most or decoding.beam))[0]
         each = max(1, decoding.samples)
-        forced = problem.starts(instances).repeat(1, each).unsqueeze(-1) if decoding.starts else None
-        rollouts = each if forced is None else forced.shape[1]
+        rollouts, forced = each, None
+        if decoding.starts:
+            forced = problem.starts(instances).repeat(1, each).unsqueeze(-1)
+            rollouts = forced.shape[1]
+        rollouts = min(rollouts, most or rollouts)
+        if forced is not None:
+            forced = forced[:, :rollouts]
         seeds = None
         if decoding.samples:
             seeds = rollout_seeds(seed, instances["index"] * SYMMETRIES + copy, rollouts)
         return decode(problem, instances, tables, rollouts, Choice(forced, seeds))[0]
+
+
+def check_prefix(problem: RoutingProblem, instances: TensorDict, prefix: Tensor) -> None:
+    """Whether routes may begin with ``prefix`` ``[B, S]`` int64.
+
+    Raises:
+        ValueError: an empty prefix, another shape, or a node that is not allowed, naming instance and step.
+    """
+    batch, nodes = instances["locs"].shape[:2]
+    if prefix.ndim != 2 or prefix.shape[0] != batch or prefix.shape[1] < 1 or prefix.dtype != torch.int64:
+        raise ValueError(
+            f"prefix: must be int64 [{batch}, steps] with a step at least, got {prefix.dtype} {[*prefix.shape]}"
+        )
+    if bool(((prefix < 0) | (prefix >= nodes)).any()) or prefix.shape[1] > problem.max_steps(nodes):
+        raise ValueError(f"prefix: must be at most {problem.max_steps(nodes)} nodes in [0, {nodes})")
+    state = problem.begin(instances, 1)
+    for step in range(prefix.shape[1]):
+        action = prefix[:, step : step + 1]
+        refused = ~state["allowed"].gather(-1, action.unsqueeze(-1)).view(batch)
+        if bool(refused.any()):
+            number = int(refused.nonzero()[0])
+            raise ValueError(f"prefix: instance {number}, step {step}: node {int(action[number])} is not allowed there")
+        problem.step(state, action)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from modules.assurance.subject import DataSource
 from modules.contracts import RoutingSpec
 from modules.routing.evaluation import RoutingEvaluation, check_spec
 from modules.routing.solver import Decoding, RoutingSolver, SolverSettings
@@ -34,8 +36,17 @@ def load_solver(path: str | Path, keep: Keep = "last") -> RoutingSolver:
         checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"load_solver: {file} is no checkpoint, or is damaged ({error})") from None
+    return solver_of(checkpoint, f"load_solver: {file}", keep)
+
+
+def solver_of(checkpoint: Mapping[str, Any], owner: str, keep: Keep = "last") -> RoutingSolver:
+    """The solver of a checkpoint's content; ``owner`` names it in messages.
+
+    Raises:
+        ValueError: as :func:`load_solver`.
+    """
     if "routing_spec" not in checkpoint or "solver_settings" not in checkpoint:
-        raise ValueError(f"load_solver: {file} holds no routing solver: another kind of module wrote it")
+        raise ValueError(f"{owner} holds no routing solver: another kind of module wrote it")
     solver = RoutingSolver(RoutingSpec(**checkpoint["routing_spec"]), SolverSettings(**checkpoint["solver_settings"]))
     if keep == "last":
         prefix = "solver."
@@ -43,7 +54,7 @@ def load_solver(path: str | Path, keep: Keep = "last") -> RoutingSolver:
     else:
         best = checkpoint.get("population", {}).get("method", {}).get("best", {})
         if keep not in best:
-            raise ValueError(f"load_solver: {file} has no {keep} solver, only {', '.join(['last', *best])}")
+            raise ValueError(f"{owner} has no {keep} solver, only {', '.join(['last', *best])}")
         weights = best[keep][1]
     solver.load_state_dict(weights)
     return solver
@@ -56,13 +67,18 @@ def start_from(solver: RoutingSolver, path: str | Path) -> None:
         FileNotFoundError: as :func:`load_solver`.
         ValueError: as :func:`load_solver`, or a solver of another problem or with other sizes.
     """
-    trained = load_solver(path)
-    check_spec("start_from", trained.spec, solver.spec)
+    take_weights(solver, load_solver(path), f"start_from: the solver of {path}")
+
+
+def take_weights(solver: RoutingSolver, trained: RoutingSolver, owner: str) -> None:
+    """Give ``solver`` the weights of ``trained``; ``owner`` names it in messages.
+
+    Raises:
+        ValueError: a solver of another problem or with other sizes.
+    """
+    check_spec(owner.partition(":")[0], trained.spec, solver.spec)
     if trained.settings != solver.settings:
-        raise ValueError(
-            f"start_from: the solver of {path} has {trained.settings}, the config {solver.settings}: set model.solver "
-            "to the same"
-        )
+        raise ValueError(f"{owner} has {trained.settings}, the config {solver.settings}: set model.solver to the same")
     solver.load_state_dict(trained.state_dict())
 
 
@@ -85,6 +101,9 @@ class TrainedSolver(RoutingEvaluation):
         super().__init__(decoding)
         self.solver = load_solver(checkpoint, keep)
         self.spec = self.solver.spec
+
+    def training_sources(self) -> list[DataSource]:
+        return [DataSource("instances that the checkpoint does not tell of", "unknown")]
 
     def configure_optimizers(self) -> None:
         raise ValueError(

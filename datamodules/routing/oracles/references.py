@@ -142,6 +142,10 @@ class References:
         """
         return self._solved(problem, instances)[0]
 
+    def solve(self, problem: RoutingProblem, instances: TensorDict) -> tuple[Tensor, Tensor]:
+        """:meth:`routes` and :meth:`costs` at once."""
+        return self._solved(problem, instances)
+
     def _solved(self, problem: RoutingProblem, instances: TensorDict, use_kept: bool = True) -> tuple[Tensor, Tensor]:
         name = problem.spec.name
         if not len(instances):
