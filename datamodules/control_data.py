@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.envs.control.base import ControlEnv
@@ -60,6 +61,8 @@ class ControlDataModule(LightningDataModule):
         envs: parallel environments.
         frames_per_batch: environment steps of a rollout; a multiple of ``envs``.
         env_device: where tensor environments live; ``null``: with the module.
+        reference_return: of a very good policy, undisturbed, by which assurance scales returns; ``null``: the task's
+            optimum or hand-made controller, where it has one.
 
     Raises:
         ValueError: a count out of range or not shared equally by the ranks, or an unknown task (with the nearest
@@ -73,6 +76,7 @@ class ControlDataModule(LightningDataModule):
         envs: int = 8,
         frames_per_batch: int = 2048,
         env_device: str | None = None,
+        reference_return: float | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("envs", envs), ("frames_per_batch", frames_per_batch)):
@@ -85,7 +89,9 @@ class ControlDataModule(LightningDataModule):
         self.task, self.options = task, dict(options or {})
         self.envs, self.frames_per_batch, self.env_device = envs, frames_per_batch, env_device
         self.world_size, self.rank = 1, 0
+        self.reference_return = reference_return
         self._streams: dict[str, ControlStream] = {}
+        self._own: dict[str, ControlStream] = {}
         self._waiting: dict[str, Any] = {}
         self._evaluation_envs: dict[int, ControlEnv] = {}
         self._made = False
@@ -101,6 +107,9 @@ class ControlDataModule(LightningDataModule):
             )
         probe = self._make(1)
         self.spec = probe.control_spec
+        if self.reference_return is None:
+            self.reference_return = probe.best_return
+        self._reference = probe.reference_action
         rank_zero_info(f"ControlDataModule: {self.task}: {probe.how}")
         probe.close(raise_if_closed=False)
         self._made = True
@@ -161,10 +170,18 @@ class ControlDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return DataLoader(_Evaluations(self, "test"), batch_size=None, collate_fn=_same, num_workers=0)
 
+    def reference_action(self, observation: Tensor) -> Tensor | None:
+        """See :class:`~modules.contracts.ScalesReturns`."""
+        return self._reference(observation)
+
     # -- rollouts -----------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def rollout(self, request: RolloutRequest) -> TensorDict:
         """See :class:`~modules.contracts.ProvidesRollouts`."""
+        if request.seed is not None:
+            if request.stream not in self._own:
+                self._own[request.stream] = ControlStream(self._make(self.envs), 0, self.envs, self._device)
+            return self._own[request.stream].collect(request, self.frames_per_batch // self.envs)
         share = self.envs // self.world_size
         if request.stream not in self._streams:
             env = self._make(share)
@@ -180,11 +197,12 @@ class ControlDataModule(LightningDataModule):
         Raises:
             ValueError: episodes that the ranks cannot share equally.
         """
-        if request.episodes % self.world_size:
+        world = 1 if request.seed is not None else self.world_size
+        if request.episodes % world:
             raise ValueError(
                 f"ControlDataModule: episodes must be a multiple of the {self.world_size} ranks, got {request.episodes}"
             )
-        copies = request.groups * request.episodes // self.world_size
+        copies = request.groups * request.episodes // world
         if copies not in self._evaluation_envs:
             for env in self._evaluation_envs.values():  # one at a time: payoff tables ask for many sizes
                 env.close(raise_if_closed=False)
@@ -210,8 +228,8 @@ class ControlDataModule(LightningDataModule):
         self._waiting = dict(state_dict)  # each is put back when its stream is asked for
 
     def teardown(self, stage: str) -> None:
-        for one in self._streams.values():
+        for one in (*self._streams.values(), *self._own.values()):
             one.env.close(raise_if_closed=False)
         for env in self._evaluation_envs.values():
             env.close(raise_if_closed=False)
-        self._streams, self._evaluation_envs = {}, {}
+        self._streams, self._own, self._evaluation_envs = {}, {}, {}

@@ -51,6 +51,7 @@ class ControlStream:
         self.index = torch.arange(first, first + env.envs, device=env.device)
         self.first = first
         self.key: tuple[int, ...] | None = None
+        self._seed: int | None = None
         self._carry: Carry = {}
         self._seen = torch.empty(0)
         self._fresh: Tensor | None = None
@@ -71,22 +72,24 @@ class ControlStream:
         """New episodes in ``rows`` (``None``: all)."""
         index, episode = (self.index, self._episode) if rows is None else (self.index[rows], self._episode[rows])
         assert self.key is not None
-        starts = stream_seed(global_seed(), _STARTS, *self.key)
+        root = global_seed() if self._seed is None else self._seed
+        starts = stream_seed(root, _STARTS, *self.key)
         self.env.restart(counter_uniforms(starts, index, episode, self.env.reset_size), rows)
         if actor.draws:
-            draws = counter_uniforms(stream_seed(global_seed(), _DRAWS, *self.key), index, episode, actor.draws)
+            draws = counter_uniforms(stream_seed(root, _DRAWS, *self.key), index, episode, actor.draws)
             draws = draws.to(self.device)
             self._draw = draws if rows is None else self._draw.index_copy(0, rows.to(self.device), draws)
 
     def collect(self, request: RolloutRequest, steps: int) -> TensorDict:
         """The next ``steps`` steps of every environment, ``[envs, steps]``."""
         env, actor = self.env, request.actor
-        if self.key != request.key:
-            self.key = tuple(request.key)
+        root = global_seed() if request.seed is None else request.seed
+        if self.key != request.key or self._seed != request.seed:
+            self.key, self._seed = tuple(request.key), request.seed
             self._start(actor)
         key = (_NOISE, *request.key, request.number)
         parts = [
-            torch.randn(steps, self.total, size, generator=stream(global_seed(), *key, n))
+            torch.randn(steps, self.total, size, generator=stream(root, *key, n))
             for n, size in enumerate(actor.noise_parts)
             if size
         ]
@@ -186,14 +189,17 @@ def play_episodes(
     """One episode in each copy of ``env`` (``groups * episodes / world`` of them); see
     :class:`~modules.contracts.control.EpisodesRequest` and :class:`~modules.contracts.control.ProvidesRollouts`."""
     actor, groups, episodes = request.actor, request.groups, request.episodes
+    if request.seed is not None:
+        rank, world = 0, 1
+    root = global_seed() if request.seed is None else request.seed
     share = episodes // world
     place, device = env.device, torch.device(device)
     number = torch.arange(rank * share, (rank + 1) * share, device=place).repeat(groups)
     zero = torch.zeros_like(number)
-    starts = stream_seed(global_seed(), _STARTS, *request.key)
+    starts = stream_seed(root, _STARTS, *request.key)
     env.restart(counter_uniforms(starts, number, zero, env.reset_size))
-    draw = counter_uniforms(stream_seed(global_seed(), _DRAWS, *request.key), number, zero, actor.draws).to(device)
-    generators = [stream(global_seed(), _NOISE, *request.key, n) for n in range(len(actor.noise_parts))]
+    draw = counter_uniforms(stream_seed(root, _DRAWS, *request.key), number, zero, actor.draws).to(device)
+    generators = [stream(root, _NOISE, *request.key, n) for n in range(len(actor.noise_parts))]
     group = torch.arange(groups, device=device).repeat_interleave(share)
     carry, fresh = actor.begin(env.envs), torch.ones(env.envs, dtype=torch.bool, device=device)
     total = torch.zeros(env.envs, dtype=torch.float64, device=place)
@@ -219,9 +225,9 @@ def play_episodes(
                 largest[name] = value if name not in largest else torch.maximum(largest[name], value)
         if request.trace:
             kept = min(request.trace, share)
-            row = {**step.record, "reward": reward.to(device), "running": running.to(device), "observation": seen}
+            row = {**step.record, "reward": reward, "running": running, "observation": seen, "executed": step.action}
             for name, value in row.items():
-                traced.setdefault(name, []).append(value[:kept].clone())
+                traced.setdefault(name, []).append(value[:kept].to(device, copy=True))
         running &= ~(terminated | truncated)
         if not bool(running.any()):
             break

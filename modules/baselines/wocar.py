@@ -98,6 +98,11 @@ class WocaR(ControlModule):
             fresh = self.q_learner.fresh(1, stream(global_seed(), *stream_key(0, _CRITIC)))
             self.q_learner.begin(fresh.to(self.device))
             self.slow = self.q_learner.flat.detach().clone()
+            theirs = (self._warm or {}).get("method", {})
+            if theirs:
+                self.q_learner.load_state_dict(theirs["q"], self.device)
+                self.q_learner.begin(self.q_learner.flat)  # Adam forgets
+                self.slow = theirs["slow"].to(self.device, copy=True)
 
     @property
     def weight(self) -> float:
@@ -116,7 +121,7 @@ class WocaR(ControlModule):
         size = self.networks.observation_size
         share = self.regulariser_settings.share(self.steps_done, self.total_steps)
         reach = torch.zeros_like(features)
-        reach[:, :size] = self.budget().eps * share
+        reach[:, :size] = self.training_budget.eps * share
         low, high = interval_bounds(
             self.networks.policy.mlp, policy, (features - reach).unsqueeze(0), (features + reach).unsqueeze(0)
         )

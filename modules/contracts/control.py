@@ -19,7 +19,9 @@ class ControlSpec:
 
     ``action_low``, ``action_high``: bounds that executed actions are clipped to, infinite where there are none.
     ``parameters``: names of the dynamics parameters that can be perturbed. ``discrete``: the task has finitely many
-    actions, and ``action_size`` counts them.
+    actions, and ``action_size`` counts them. ``safe``: (coordinate of the observation, least, greatest): all of them
+    hold in the task's safe set, which must not be left once the state was in it for ``settle`` steps on end; empty:
+    none is known. ``fails``: an episode that terminates has failed.
     """
 
     task: str
@@ -30,6 +32,9 @@ class ControlSpec:
     episode_limit: int
     parameters: tuple[str, ...] = ()
     discrete: bool = False
+    safe: tuple[tuple[int, float, float], ...] = ()
+    settle: int = 1
+    fails: bool = False
 
 
 @dataclass
@@ -92,6 +97,8 @@ class RolloutRequest:
         number: of the chunk within the key, from 0.
         gamma: also record ``discounted_return``, the sum of an episode's rewards so far, each discounted by its age;
             ``None``: do not.
+        seed: in place of the run's; this rank then steps all environments by itself, and nothing of them is kept in
+            checkpoints.
     """
 
     actor: ControlActor
@@ -99,6 +106,7 @@ class RolloutRequest:
     key: tuple[int, ...]
     number: int
     gamma: float | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ class EpisodesRequest:
         episodes: per group, over all ranks. Episode ``i`` of every group begins alike and draws the same numbers.
         key: as in :class:`RolloutRequest`.
         trace: keep ``trace`` episodes of the first group step by step.
+        seed: in place of the run's; this rank then plays all episodes by itself.
     """
 
     actor: ControlActor
@@ -118,6 +127,7 @@ class EpisodesRequest:
     episodes: int
     key: tuple[int, ...]
     trace: int = 0
+    seed: int | None = None
 
 
 @runtime_checkable
@@ -142,9 +152,23 @@ class ProvidesRollouts(Protocol):
         """This rank's share ``[groups, episodes / ranks]``: ``episode_return`` float64, ``episode_length`` int64,
         and for every key of the actor's record that begins with ``max_`` the largest value of the episode.
 
-        With ``trace``, ``("trace", ...)`` of the first group: everything recorded, ``reward`` and ``running``
-        ``[groups, episodes / ranks, steps, ...]`` (rows beyond ``trace`` and other groups hold zeros).
+        With ``trace``, ``("trace", ...)`` of the first group: everything recorded, ``observation`` (before the step),
+        ``executed`` (the action), ``reward`` and ``running`` ``[groups, episodes / ranks, steps, ...]`` (rows beyond
+        ``trace`` and other groups hold zeros).
         """
+        ...
+
+
+@runtime_checkable
+class ScalesReturns(Protocol):
+    """A datamodule of a control task that knows what a good return is."""
+
+    reference_return: float | None
+    """Of a very good policy, undisturbed; ``None``: play :meth:`reference_action`, where there is one."""
+
+    def reference_action(self, observation: Tensor) -> Tensor | None:
+        """Actions ``[rows, action_size]`` of a hand-made controller for ``observation`` ``[rows, observation_size]``;
+        ``None``: the task has none."""
         ...
 
 

@@ -23,7 +23,7 @@ GRADIENT_STEPS = 10
 """Inner steps of gradient attacks (SA-MDP, Zhang et al. 2020)."""
 
 
-def _uniform(normal: Tensor) -> Tensor:
+def uniform_of(normal: Tensor) -> Tensor:
     """Standard normal numbers as uniform ones in [-1, 1]."""
     return torch.special.ndtr(normal) * 2.0 - 1.0
 
@@ -50,7 +50,7 @@ class HeuristicAttacker:
     def attack(self, situation: Situation, carry: Carry) -> tuple[Tensor, Carry, dict[str, Tensor]]:
         budget, fresh, previous = self.budget, situation.fresh, situation.previous
         if self.kind == "random":
-            return random_uniform(previous, fresh, _uniform(situation.noise), budget), {}, {}
+            return random_uniform(previous, fresh, uniform_of(situation.noise), budget), {}, {}
         path = carry["attack_path"]
         if self.kind == "ou":
             if fresh is not None:
@@ -70,6 +70,7 @@ class GradientAttacker:
         budget: feasible perturbations.
         q: ``(observation as the agent sees it unattacked [envs, size], action) -> [envs]``: robust Sarsa's, in place of
             the critic.
+        steps: inner steps of an attack.
     """
 
     def __init__(
@@ -77,11 +78,12 @@ class GradientAttacker:
         kind: Literal["mad", "critic"],
         budget: PerturbationSet,
         q: Callable[[Tensor, Tensor], Tensor] | None = None,
+        steps: int = GRADIENT_STEPS,
     ) -> None:
         if kind not in ("mad", "critic"):
             raise ValueError(f"GradientAttacker: kind: mad or critic, got {kind!r}")
-        self.kind, self.budget, self.q = kind, budget, q
-        self.noise_size = budget.size * (GRADIENT_STEPS + 1) if kind == "mad" else 0
+        self.kind, self.budget, self.q, self.steps = kind, budget, q, steps
+        self.noise_size = budget.size * (steps + 1) if kind == "mad" else 0
 
     def begin(self, envs: int) -> Carry:
         return {}
@@ -93,7 +95,7 @@ class GradientAttacker:
             return budget.project(p, situation.previous, situation.fresh)
 
         if self.kind == "mad":
-            noise = situation.noise.view(len(clean), GRADIENT_STEPS + 1, budget.size).transpose(0, 1)
+            noise = situation.noise.view(len(clean), self.steps + 1, budget.size).transpose(0, 1)
             return (
                 maximal_action_difference(
                     situation.mean,
@@ -103,7 +105,7 @@ class GradientAttacker:
                     project,
                     noise[0],
                     noise[1:],
-                    GRADIENT_STEPS,
+                    self.steps,
                     budget.settings.norm,
                 ),
                 {},
@@ -118,5 +120,5 @@ class GradientAttacker:
 
             value = judged
 
-        p = critic_attack(value, clean, budget.eps, project, GRADIENT_STEPS, budget.settings.norm)
+        p = critic_attack(value, clean, budget.eps, project, self.steps, budget.settings.norm)
         return p, {}, {}

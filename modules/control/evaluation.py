@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -32,6 +32,9 @@ from modules.control.sarsa import RobustSarsa
 from modules.control.suite import ATTACKS, GRADIENT, HEURISTIC, LEARNED, AttackSettings, full_name
 from modules.population.ranks import RankModule
 from modules.seeds import global_seed, stream, stream_seed
+
+if TYPE_CHECKING:
+    from modules.assurance.subject import Subject
 
 _KINDS = {"sa_rl": "direct", "sa_rl_delta": "temporal_delta", "pa_ad": "pa_ad"}
 _EPISODES, _TRAINING, _SARSA, _REGULARISER = 86, 87, 88, 92  # what random streams are for
@@ -111,8 +114,14 @@ class RobustEvaluation(RankModule):
     def data(self) -> Any:
         return self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
 
-    def budget(self, coupled: bool | None = None) -> PerturbationSet:
-        return PerturbationSet(self.perturbation, self.size, coupled).to(self.device)
+    def budget(self, coupled: bool | None = None, share: float = 1.0) -> PerturbationSet:
+        """Of evaluation, or a share of it."""
+        return PerturbationSet(self.perturbation, self.size, coupled, share).to(self.device)
+
+    @property
+    def training_budget(self) -> PerturbationSet:
+        """What adversaries may do in training."""
+        return self.budget(share=self.perturbation.train_share)
 
     def agent(self, params: Mapping[str, Tensor], weights: Tensor | None = None, sampled: bool = True) -> Agent:
         """An acting agent of stored or training members ``[members, ...]``."""
@@ -164,7 +173,7 @@ class RobustEvaluation(RankModule):
         if settings.kappa == 0 or self.perturbation.space != "state":
             return None
         generator = stream(global_seed(), _REGULARISER, *key, self.global_rank)
-        return StateRegulariser(self.networks, settings, self.budget().eps * share, generator)
+        return StateRegulariser(self.networks, settings, self.training_budget.eps * share, generator)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
     def evaluation_names(self, stage: str) -> Sequence[str]:
@@ -207,7 +216,7 @@ class RobustEvaluation(RankModule):
         if name in HEURISTIC:
             attackers: list[Attacker] = [HeuristicAttacker(cast(Any, name), budget)]
         elif name == "robust_sarsa":
-            judge = self._sarsa()
+            judge = self.robust_sarsa()
             frames = self.attacks.sarsa_steps * self.data.frames_per_batch
             attackers = [GradientAttacker("critic", budget, judge)]
         elif name in GRADIENT:
@@ -310,22 +319,30 @@ class RobustEvaluation(RankModule):
             with torch.enable_grad():
                 learner.update(batch, (*key, number), self.attacks.steps, *self.share(batch), reduce=self.reducer)
 
-    def _sarsa(self) -> RobustSarsa:
+    def robust_sarsa(self, seed: int | None = None) -> RobustSarsa:
+        """An action-value function of the deployed policy, learnt from rollouts.
+
+        Args:
+            seed: of the rollouts in place of the run's; this rank then learns by itself.
+        """
         assert self.spec is not None
-        key = (_SARSA,)
+        key, shared = (_SARSA,), seed is None and self.world_size > 1
         judge = RobustSarsa(
             self.spec.observation_size, self.spec.action_size, stream(global_seed(), *key), device=self.device
         )
         acting = self.agent(*self.deployed(), sampled=True)
         for number in range(self.attacks.sarsa_steps):
             actor = self.game(acting, None, None, "agent")
-            batch = self.data.rollout(RolloutRequest(actor, "attack", key, number))
+            name = "attack" if seed is None else "assurance sarsa"
+            batch = self.data.rollout(RolloutRequest(actor, name, key, number, seed=seed))
             if number == 0:
                 judge.scale = 1.0 / max(1e-6, float(batch["reward"].abs().mean()))
-                if self.world_size > 1:
+                if shared:
                     judge.scale = float(self.all_sum(torch.tensor(judge.scale))) / self.world_size
             with torch.enable_grad():
-                judge.learn(batch, self.reducer, seed=stream_seed(global_seed(), *key, number) % (1 << 31))
+                judge.learn(
+                    batch, self.reducer if shared else None, seed=stream_seed(global_seed(), *key, number) % (1 << 31)
+                )
         return judge
 
     @property
@@ -336,6 +353,12 @@ class RobustEvaluation(RankModule):
         """(number of this rank's first row, rows of all ranks) of a rollout."""
         rows = batch.numel()
         return (self.global_rank * rows if self.world_size > 1 else 0), rows * self.world_size
+
+    def assurance_subject(self) -> Subject:
+        """What probes may ask of the deployed policy; see :class:`~modules.contracts.Assurable`."""
+        from modules.control.assurance import assurance_subject
+
+        return assurance_subject(self)
 
     # -- what came of it ----------------------------------------------------------------------------------------------
     def _conclude(self, stage: str) -> None:
@@ -410,7 +433,7 @@ class RobustEvaluation(RankModule):
         p, previous, fresh = batch["perturbation"], batch["previous"], batch["fresh"]
         if p.shape[-1] != self.size or not p.numel():
             return figures
-        budget = self.budget()
+        budget = self.training_budget
         leap = budget.norms(p - previous)
         if self.perturbation.first_step == "free":
             leap = leap.masked_fill(fresh, 0.0)
@@ -422,10 +445,24 @@ class RobustEvaluation(RankModule):
     """Whether perturbations are mixed actions, which have no budget."""
 
     # -- checkpoint ---------------------------------------------------------------------------------------------------
-    def check_digest(self, saved: Mapping[str, str]) -> None:
-        """Raises: ValueError: if a checkpoint was written for another task or memory."""
+    def learnt(self, checkpoint: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """What another run of this kind learnt, for a warm start: its part ``name`` of the checkpoint.
+
+        Raises:
+            ValueError: it was written by another kind of module, or for another task or memory.
+        """
+        state = checkpoint.get(name)
+        if state is None:
+            raise ValueError(
+                f"{type(self).__name__}: the checkpoint holds no {name} state: it was written by another kind of module"
+            )
+        self.check_digest(state["digest"], ("task", "networks"))
+        return state
+
+    def check_digest(self, saved: Mapping[str, str], fields: Sequence[str] = ()) -> None:
+        """Raises: ValueError: if a checkpoint was written for another task or memory (``fields`` alone: all)."""
         for field, mine in self.game_digest().items():
-            if saved.get(field) != mine:
+            if saved.get(field) != mine and (not fields or field in fields):
                 hint = (
                     "resume with the run's own config" if field != "perturbation" else "budgets must be equal to resume"
                 )

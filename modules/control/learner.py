@@ -118,6 +118,22 @@ class PPOLearner:
                 self.moments.squares = member["std"].to(where, torch.float64).square() * self.moments.count
         self.updates = 0
 
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Start a new training from the weights and statistics of another learner's :meth:`state_dict`.
+
+        The standard deviation is raised to that of a fresh policy: at the end of a training it is small, and steps of
+        a fresh optimiser would be huge in units of it.
+        """
+        for mine, theirs in ((self.policy, state["policy"]), (self.value, state["value"])):
+            device = mine.flat.device
+            mine.load_state_dict(theirs, device)
+            mine.begin(mine.flat)  # Adam forgets
+        with torch.no_grad():
+            self.policy.views(self.policy.flat)["policy"]["log_std"].clamp_min_(math.log(self.networks.policy.init_std))
+        self.moments.load_state_dict(state["moments"])
+        self.returns.load_state_dict(state["returns"])
+        self.updates = 0
+
     def member(self) -> dict[str, Tensor]:
         """Copies of what a population stores."""
         params = {**self.policy.params(), **self.value.params()}

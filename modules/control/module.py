@@ -103,15 +103,17 @@ class ControlModule(RobustEvaluation):
         self.frames, self.steps_done = 0, 0
         self._shown: dict[str, float] = {}
         self._restored = False
+        self._warm: dict[str, Any] | None = None
 
     # -- set-up -------------------------------------------------------------------------------------------------------
     def build(self, spec: ControlSpec) -> None:
         self.learner = PPOLearner(
             self.networks, self.ppo, "agent", self.memory, perturbs_state=self.perturbation.space == "state"
         )
-        if self.adversary_settings is not None:
+        budget = self.training_budget
+        if self.adversary_settings is not None and (self.mixed or not budget.empty):  # no budget: all turns the agent's
             networks = adversary_networks(spec, self.adversary_settings, self.perturbation)
-            scale = 1.0 if self.adversary_settings.mixes else previous_scale(self.budget())
+            scale = 1.0 if self.mixed else previous_scale(budget)
             self.opponent = PPOLearner(networks, self.adversary_ppo, "adversary", previous_scale=scale)
 
     def configure_optimizers(self) -> Clock:
@@ -125,6 +127,9 @@ class ControlModule(RobustEvaluation):
             learner.to(self.device)
             if not self._restored:
                 learner.begin(stream_key(0, player))
+                theirs = (self._warm or {}).get(learner.role)
+                if theirs is not None:
+                    learner.take_over(theirs)
 
     # -- turns --------------------------------------------------------------------------------------------------------
     @property
@@ -163,7 +168,7 @@ class ControlModule(RobustEvaluation):
         agent = self.agent(self.learner.stacked(), sampled=True)
         if self.opponent is None or self.adversary_settings is None:
             return self.game(agent, None, None, name)
-        budget = self.budget()
+        budget = self.training_budget
         attacker = self.attacker(
             self.opponent.networks, self.opponent.stacked(), self.adversary_settings, budget, sampled=True
         )
@@ -211,6 +216,14 @@ class ControlModule(RobustEvaluation):
         return self.state_regulariser(settings, share, learner.updates)
 
     # -- evaluation and state -----------------------------------------------------------------------------------------
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """Both players begin with the weights and statistics that they ended with there; the rest is fresh.
+
+        Raises:
+            ValueError: a checkpoint of another kind of module, task or memory.
+        """
+        self._warm = self.learnt(checkpoint, "control")
+
     def deployed(self) -> tuple[dict[str, Tensor], Tensor]:
         assert self.learner is not None
         return self.learner.stacked(), torch.ones(1, dtype=torch.float64)
@@ -250,9 +263,10 @@ class ControlModule(RobustEvaluation):
         self.check_digest(state["digest"])
         assert self.learner is not None
         self.learner.load_state_dict(state["agent"])
-        if (state["adversary"] is None) != (self.opponent is None):
+        known = state["adversary"] is not None
+        if known != (self.opponent is not None) and self.trainer.state.fn == "fit":
             raise ValueError(f"{name}: the checkpoint and the config differ in whether there is an adversary")
-        if self.opponent is not None:
+        if self.opponent is not None and known:
             self.opponent.load_state_dict(state["adversary"])
         self.frames, self.steps_done = int(state["frames"]), int(state["steps"])
         self._shown = dict(state["shown"])

@@ -28,6 +28,8 @@ class PerturbationSettings:
         first_step: ``free``: an episode's first perturbation may be anything within ``eps``; ``zero``: it is coupled to
             a perturbation of 0 before it.
         clip_executed: clip executed actions to the environment's bounds, after the attack.
+        train_share: adversaries in training have this share of ``eps`` and ``eps_bar``, 0: they cannot do anything, and
+            the agent trains undisturbed; above 1: more than in evaluation, which always has all of both.
 
     Raises:
         ValueError: an unknown choice, or a budget that is negative or not finite.
@@ -40,6 +42,7 @@ class PerturbationSettings:
     coupled: bool = True
     first_step: Literal["free", "zero"] = "free"
     clip_executed: bool = True
+    train_share: float = 1.0
 
     def __post_init__(self) -> None:
         for field, value, choices in (
@@ -55,6 +58,11 @@ class PerturbationSettings:
                     raise ValueError(f"PerturbationSettings: {field}: {name} must be >= 0 and finite, got {number}")
             if isinstance(value, list) and (self.norm != "inf" or not value):
                 raise ValueError(f"PerturbationSettings: {field}: a list needs norm inf and an entry, got {value}")
+        if not 0 <= self.train_share < math.inf:
+            raise ValueError(
+                f"PerturbationSettings: train_share must be >= 0 and finite, got {self.train_share}: give the share of "
+                "the budget in training"
+            )
         bounds, steps = (value if isinstance(value, list) else [value] for value in (self.eps, self.eps_bar))
         count = max(len(bounds), len(steps))
         pairs = zip(bounds * (count // len(bounds)), steps * (count // len(steps)), strict=False)
@@ -66,7 +74,8 @@ class PerturbationSettings:
 
     def fingerprint(self) -> dict[str, Any]:
         """What a payoff or an attack was measured under."""
-        return {
+        train = {} if self.train_share == 1.0 else {"train_share": self.train_share}
+        return train | {
             "space": self.space,
             "norm": self.norm,
             "eps": self.eps,
@@ -83,12 +92,15 @@ class PerturbationSet:
         settings: budgets.
         size: coordinates of a perturbation.
         coupled: overrides the settings'.
+        share: of both budgets.
 
     Raises:
         ValueError: a list of budgets of another length.
     """
 
-    def __init__(self, settings: PerturbationSettings, size: int, coupled: bool | None = None) -> None:
+    def __init__(
+        self, settings: PerturbationSettings, size: int, coupled: bool | None = None, share: float = 1.0
+    ) -> None:
         for field in ("eps", "eps_bar"):
             value = getattr(settings, field)
             if isinstance(value, list) and len(value) != size:
@@ -98,8 +110,9 @@ class PerturbationSet:
                 )
         self.settings, self.size = settings, size
         self.coupled = settings.coupled if coupled is None else coupled
-        self.eps = torch.as_tensor(settings.eps, dtype=torch.float32).expand(size if settings.norm == "inf" else 1)
-        self.eps_bar = torch.as_tensor(settings.eps_bar, dtype=torch.float32).expand_as(self.eps)
+        width = size if settings.norm == "inf" else 1
+        self.eps = torch.as_tensor(settings.eps, dtype=torch.float32).mul(share).expand(width)
+        self.eps_bar = torch.as_tensor(settings.eps_bar, dtype=torch.float32).mul(share).expand_as(self.eps)
         self.empty = not bool((self.eps > 0).any())
         # to distances within this no attention need be paid: rounding
         self.tolerance = 1e-6 * (1.0 + float(self.eps.max()))

@@ -92,6 +92,8 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
         self.learner: PPOLearner | None = None
         self.opponent: PPOLearner | None = None
         self._shown: dict[str, float] = {}
+        self._warm: dict[str, Any] | None = None
+        self._old_payoffs: Tensor | None = None
         self.save_hyperparameters(ignore=["meta_solver"], logger=False)
 
     # -- set-up -------------------------------------------------------------------------------------------------------
@@ -99,7 +101,7 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
         state = self.perturbation.space == "state"
         self.learner = PPOLearner(self.networks, self.ppo, "agent", self.memory, perturbs_state=state)
         networks = adversary_networks(spec, self.adversary_settings, self.perturbation)
-        scale = previous_scale(self.budget())
+        scale = previous_scale(self.training_budget)
         self.opponent = PPOLearner(networks, self.adversary_ppo, "adversary", previous_scale=scale)
 
     def setup(self, stage: str) -> None:
@@ -149,8 +151,15 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
 
     # -- one iteration ------------------------------------------------------------------------------------------------
     def initialise(self) -> None:
-        """An adversary that does nothing, or noise; the first agent is iteration 0's response."""
+        """An adversary that does nothing, or noise; the first agent is iteration 0's response.
+
+        A warm start keeps the members of the last meta-strategies, and the first adversary; iteration 0's response is
+        to that mixture, and all payoffs are estimated anew: they were measured under another run's budget.
+        """
         assert self.opponent is not None
+        if self._warm is not None:
+            self._take_over(self._warm)
+            return
         self.members = [Members(), Members()]
         first = self.opponent.networks.null_member()
         if self.psro.initial_adversary == "random":
@@ -159,6 +168,39 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
         self.payoff_table = PayoffTable(2)
         self.payoff_table.grow(1)
         self.meta_strategies = [torch.zeros(0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)]
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        assert self.learner is not None
+        assert self.opponent is not None
+        for learner, role in ((self.learner, "agent"), (self.opponent, "adversary")):
+            learner.take_over(state["method"][role])
+        payoffs = PayoffTable.from_state_dict(state["payoff_table"]).mean()
+        self.members, self.meta_strategies, kept = [Members(), Members()], [], []
+        for player, (saved, sigma) in enumerate(zip(state["members"], state["meta_strategies"], strict=True)):
+            everyone = Members()
+            everyone.load_state_dict(saved)
+            chosen = (sigma > 1e-6).nonzero().squeeze(1)
+            if player == ADVERSARY:  # the first one is known to have learnt nothing
+                chosen = torch.cat([torch.zeros(1, dtype=torch.int64), chosen[chosen > 0]])
+            self.members[player].extend(everyone.gather(chosen))
+            share = sigma.to(torch.float64)[chosen]
+            self.meta_strategies.append(share / share.sum())
+            kept.append(chosen)
+        self.payoff_table = PayoffTable(2)
+        for player in (AGENT, ADVERSARY):
+            self.payoff_table.grow(player, len(kept[player]))
+        self._old_payoffs = payoffs[:, kept[0]][:, :, kept[1]]
+
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`initialise`.
+
+        Raises:
+            ValueError: a checkpoint of another kind of module, task or memory, or one without a trained agent.
+        """
+        state = self.learnt(checkpoint, "population")
+        if not len(state["meta_strategies"][AGENT]):
+            raise ValueError("GRAD: the checkpoint's population has no agent yet: take a later one")
+        self._warm = state
 
     def begin_iteration(self) -> None:
         """Learners where their responses start."""
@@ -175,11 +217,12 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
         kind = self.psro.warm_start
         if player == ADVERSARY and self.psro.adversary_warm_start is not None:
             kind = self.psro.adversary_warm_start
-        if kind != "scratch" and len(members) and self.iteration:
+        if kind != "scratch" and len(members):  # without members: the first agent of a fresh run
             number = len(members) - 1
             if kind == "best_response_to_sigma":
                 assert self.payoff_table is not None
-                gain = self.payoff_table.mean()[player]
+                old = self._old_payoffs if self.iteration == 0 else None
+                gain = (self.payoff_table.mean() if old is None else old)[player]
                 other = self.meta_strategies[1 - player]
                 number = int((gain @ other if player == AGENT else other @ gain).argmax())
             start = {name: value[number] for name, value in members.stacked().items()}
@@ -196,7 +239,7 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
             return None
         assert self.learner is not None
         assert self.opponent is not None
-        budget = self.budget()
+        budget = self.training_budget
         settings = self.adversary_settings
         sigma_a, sigma_v = self.meta_strategies
         if self.player == AGENT:
@@ -256,7 +299,7 @@ class GRAD(RobustEvaluation, ResponseOracleLoop):
         assert self.payoff_table is not None
         assert self.opponent is not None
         cells = self.payoff_table.missing()
-        budget = self.budget()
+        budget = self.training_budget
         agent = self.agent(self.members[0].stacked(), sampled=False)
         attacker = self.attacker(
             self.opponent.networks, self.members[1].stacked(), self.adversary_settings, budget, sampled=True

@@ -48,6 +48,12 @@ class ControlEnv(EnvBase):
     """Whether :meth:`restore` goes on exactly; else it starts new episodes."""
     discrete = False
     """Whether actions are finitely many, given one-hot."""
+    safe: tuple[tuple[int, float, float], ...] = ()
+    """The safe set, see :class:`~modules.contracts.control.ControlSpec`."""
+    settle = 1
+    """Steps in the safe set after which it must not be left."""
+    fails = False
+    """Whether an episode that terminates has failed."""
 
     def __init__(
         self,
@@ -96,7 +102,19 @@ class ControlEnv(EnvBase):
             episode_limit=self.episode_limit,
             parameters=self.parameter_names,
             discrete=self.discrete,
+            safe=self.safe,
+            settle=self.settle,
+            fails=self.fails,
         )
+
+    @property
+    def best_return(self) -> float | None:
+        """Of an undisturbed episode under optimal control; ``None``: not known."""
+        return None
+
+    def reference_action(self, observation: Tensor) -> Tensor | None:
+        """See :class:`~modules.contracts.ScalesReturns`."""
+        return None
 
     # -- what a subclass writes ---------------------------------------------------------------------------------------
     @abstractmethod

@@ -115,17 +115,20 @@ class IntegratorGame(TensorEnv):
 
     With executed actions ``a = u + p``, ``|p| <= eps``, consecutive ``p`` at most ``eps_bar`` apart and 0 before the
     first, its value is :func:`integrator_value`. Observations are ``x`` ``[envs, dimension]``; actions are not bounded.
+    The safe set is ``|x| <= 2``.
 
     Args:
         envs: copies.
         dimension: coordinates of the state and of actions.
         horizon: steps of an episode.
+        start: episodes begin uniformly within ``[-start, start]`` in every coordinate, in place of 0: doing nothing is
+            then no good.
         device: where states live.
         dtype: of states, observations and rewards.
-        seed: of TorchRL's ``reset``, without effect: all episodes begin alike.
+        seed: of TorchRL's ``reset``.
 
     Raises:
-        ValueError: a count below 1.
+        ValueError: a count below 1, a negative ``start``.
     """
 
     name = "integrator"
@@ -136,29 +139,35 @@ class IntegratorGame(TensorEnv):
         *,
         dimension: int = 1,
         horizon: int = 20,
+        start: float = 0.0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
     ) -> None:
         if dimension < 1:
             raise ValueError(f"IntegratorGame: dimension must be >= 1, got {dimension}")
+        if not 0 <= start < math.inf:
+            raise ValueError(f"IntegratorGame: start must be >= 0 and finite, got {start}")
         super().__init__(
             envs,
             state=(),
             horizon=horizon,
             action_size=dimension,
             observation_size=dimension,
+            reset_size=dimension if start else 0,
             device=device,
             dtype=dtype,
             seed=seed,
         )
+        self.start = start
         self.fields = {"x": torch.zeros(envs, dimension, dtype=dtype, device=self.device)}
+        self.safe = tuple((coordinate, -2.0, 2.0) for coordinate in range(dimension))
 
     def _begin(self, uniforms: Tensor, rows: Tensor | None) -> None:
-        if rows is None:
-            self.fields["x"].zero_()
-        else:
-            self.fields["x"][rows] = 0.0
+        x = 0.0
+        if self.start:
+            x = ((uniforms * 2.0 - 1.0) * self.start).to(self.device, self.state_dtype)
+        self.fields["x"][slice(None) if rows is None else rows] = x
 
     def _step_all(self, action: Tensor, parameters: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         size = self.fields["x"].add_(action.detach()).abs()
@@ -169,13 +178,21 @@ class IntegratorGame(TensorEnv):
         x = self.fields["x"]
         return x.clone() if rows is None else x[rows]
 
+    @property
+    def best_return(self) -> float:
+        return 0.0
+
+    def reference_action(self, observation: Tensor) -> Tensor:
+        """``u = -x``, optimal where nothing disturbs."""
+        return -observation
+
 
 class LQGame(TensorEnv):
     """``x' = A x + B a``, ``A = [[1, .1], [0, 1]]``, ``B = [.005, .1]``; reward ``-(x'x + 0.1 a^2)``, ``x`` before it.
 
     ``x`` is a position and a velocity, uniform in [-1, 1]^2 at the start; observed as it is. Disturbances enter as
     actions do, so that the executed action ``a = u + w`` is charged for; :func:`lq_saddle` solves the game that charges
-    ``u`` alone and pays for ``w``. Actions are not bounded.
+    ``u`` alone and pays for ``w``. Actions are not bounded. The safe set is ``|position| <= 2``.
 
     Args:
         envs: copies.
@@ -189,6 +206,7 @@ class LQGame(TensorEnv):
     """
 
     name = "lq"
+    safe = ((0, -2.0, 2.0),)
 
     def __init__(
         self,
@@ -210,12 +228,17 @@ class LQGame(TensorEnv):
         velocity.add_(push * _B[1])
         return reward, self._never()
 
+    def reference_action(self, observation: Tensor) -> Tensor:
+        """The linear law that is optimal without end and without disturbance."""
+        return observation @ linear_law(_A, _B, (1.0, 1.0), _R).to(observation)
+
 
 class DoubleIntegrator(TensorEnv):
     """A mass pushed along a line against friction: ``v' = v + dt (a - friction v) / mass``, ``x' = x + dt v'``.
 
     Reward ``-(x^2 + 0.1 v^2 + 0.01 a^2)`` of the state before the step, ``a`` being the action clipped to [-1, 1].
-    Observations are ``[x, v]``, uniform in [-1, 1]^2 at the start. Dynamics parameters: ``mass``, ``friction``.
+    Observations are ``[x, v]``, uniform in [-1, 1]^2 at the start. Dynamics parameters: ``mass``, ``friction``. The
+    safe set is ``|x| <= 2``: a wall that full braking always avoids.
 
     Args:
         envs: copies.
@@ -232,6 +255,7 @@ class DoubleIntegrator(TensorEnv):
     """
 
     name = "double_integrator"
+    safe = ((0, -2.0, 2.0),)
 
     def __init__(
         self,
@@ -275,6 +299,40 @@ class DoubleIntegrator(TensorEnv):
         velocity.add_(force.sub_(velocity * friction).mul_(self.dt / mass))
         position.add_(velocity * self.dt)
         return reward, self._never()
+
+    def reference_action(self, observation: Tensor) -> Tensor:
+        """The linear law that is optimal without end and without bounds, clipped to them."""
+        brake, push = 1.0 - self.dt * self.friction / self.mass, self.dt / self.mass
+        a = ((1.0, self.dt * brake), (0.0, brake))
+        law = linear_law(a, (self.dt * push, push), (1.0, 0.1), 0.01)
+        return (observation @ law.to(observation)).clamp(-1.0, 1.0)
+
+
+@functools.lru_cache(maxsize=16)
+def linear_law(
+    a: tuple[tuple[float, float], tuple[float, float]],
+    b: tuple[float, float],
+    q: tuple[float, float],
+    r: float,
+) -> Tensor:
+    """``K`` float64 ``[2, 1]``: ``u = K'x`` minimises the endless sum of ``q_1 x_1^2 + q_2 x_2^2 + r u^2``.
+
+    The next state is ``A x + B u``. By value iteration of the Riccati equation.
+
+    Args:
+        a, b: of the dynamics.
+        q, r: weights of the cost, > 0.
+    """
+    step, push = torch.tensor(a, dtype=torch.float64), torch.tensor([b], dtype=torch.float64).t()
+    weight = torch.diag(torch.tensor(q, dtype=torch.float64))
+    cost, law = weight.clone(), torch.zeros(1, 2, dtype=torch.float64)
+    for _ in range(10_000):
+        law = -(push.t() @ cost @ step) / (r + push.t() @ cost @ push)
+        after = weight + step.t() @ cost @ (step + push @ law)
+        change, cost = float((after - cost).abs().max()), after
+        if change <= 1e-12 * float(cost.abs().max()):
+            break
+    return law.t()
 
 
 # -- the linear-quadratic game ----------------------------------------------------------------------------------------
