@@ -43,6 +43,8 @@ class MARLDataModule(EnvironmentDataModule):
         env_device: where environments live; ``None``: with the module.
         evaluation_episodes: played per evaluation, the same starts each time.
         evaluation_streams: parts that they are played in; a multiple of the number of ranks.
+        reference_return: undiscounted team return of a very good team, for normalised figures; ``null``: the task's
+            own bound, where it knows one.
 
     Raises:
         ValueError: a count out of range or not shared equally by the ranks, an unknown task (with the nearest names),
@@ -68,6 +70,7 @@ class MARLDataModule(EnvironmentDataModule):
         env_device: str | None = "cpu",
         evaluation_episodes: int = 100,
         evaluation_streams: int = 1,
+        reference_return: float | None = None,
     ) -> None:
         super().__init__(
             task,
@@ -81,6 +84,7 @@ class MARLDataModule(EnvironmentDataModule):
             env_device,
             evaluation_episodes,
             evaluation_streams,
+            reference_return,
         )
         self.check_least(
             updates_per_batch=(updates_per_batch, 1),
@@ -222,7 +226,7 @@ class MARLRolloutDataModule(EnvironmentDataModule):
         epochs: passes over a rollout.
         minibatches: parts of a pass.
         task, backend, options, workers, envs, frames_per_batch, total_frames, collector, env_device,
-            evaluation_episodes, evaluation_streams: as in :class:`MARLDataModule`.
+            evaluation_episodes, evaluation_streams, reference_return: as in :class:`MARLDataModule`.
 
     Raises:
         ValueError: as there, or a rollout that is not divided equally into minibatches.
@@ -243,6 +247,7 @@ class MARLRolloutDataModule(EnvironmentDataModule):
         env_device: str | None = "cpu",
         evaluation_episodes: int = 100,
         evaluation_streams: int = 1,
+        reference_return: float | None = None,
     ) -> None:
         super().__init__(
             task,
@@ -256,6 +261,7 @@ class MARLRolloutDataModule(EnvironmentDataModule):
             env_device,
             evaluation_episodes,
             evaluation_streams,
+            reference_return,
         )
         self.check_least(epochs=(epochs, 1), minibatches=(minibatches, 1))
         self.epochs, self.minibatches = epochs, minibatches

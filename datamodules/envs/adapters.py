@@ -183,6 +183,7 @@ class PackageForaging(PackageEnv):
     """
 
     name = "foraging"
+    idle_action = 0
 
     def __init__(
         self,
@@ -229,6 +230,7 @@ class PackageForaging(PackageEnv):
             device=device,
             seed=seed,
         )
+        self.best_return = 1.0 if normalise_reward else None
 
 
 class PackageWarehouse(PackageEnv):
@@ -249,6 +251,7 @@ class PackageWarehouse(PackageEnv):
     """
 
     name = "rware"
+    idle_action = 0
 
     def __init__(
         self,
@@ -308,6 +311,7 @@ class PackageSpread(PackageEnv):
     """
 
     name = "mpe/spread"
+    idle_action = 0
 
     def __init__(
         self,
@@ -344,6 +348,7 @@ class PackageTag(PackageEnv):
     """
 
     name = "mpe/tag"
+    idle_action = 0
     common_reward = True
 
     def __init__(
@@ -387,6 +392,7 @@ class PackageAdversary(PackageEnv):
     """
 
     name = "mpe/adversary"
+    idle_action = 0
     common_reward = True
 
     def __init__(
@@ -428,6 +434,7 @@ class PackageSmac(PackageEnv):
     """
 
     name = "smac"
+    idle_action = 1  # stop; 0 is for the dead
     common_reward = True
     exact_resume = False
 

@@ -56,6 +56,10 @@ class MultiAgentEnv(EnvBase):
     name = "environment"
     common_reward = False
     """Whether all agents always get the same reward."""
+    idle_action: int | None = None
+    """The action of doing nothing, where there is one."""
+    best_return: float | None = None
+    """No undiscounted team return is greater, and a very good team nearly reaches it; ``None``: not known."""
     exact_resume = True
     """Whether :meth:`restore` goes on exactly; else it starts new episodes."""
 

@@ -112,6 +112,7 @@ class BoulderPush(MultiAgentEnv):
             seed=seed,
         )
         self.height, self.width, self.sight, self.noop = height, width, sight, noop
+        self.idle_action = 0 if noop else None
         self.push_reward, self.goal_reward, self.penalty = push_reward, goal_reward, penalty
         self._cells = height * width
         self._make_tables()

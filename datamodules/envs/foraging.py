@@ -63,6 +63,7 @@ class Foraging(MultiAgentEnv):
     """
 
     name = "foraging"
+    idle_action = 0
 
     def __init__(
         self,
@@ -115,6 +116,7 @@ class Foraging(MultiAgentEnv):
         self.rows, self.columns, self.food = rows, columns, food
         self.sight = None if sight is None or sight >= max(rows, columns) - 1 else sight
         self.coop, self.penalty, self.normalise_reward = coop, penalty, normalise_reward
+        self.best_return = 1.0 if normalise_reward else None
         self.min_agent_level, self.max_agent_level = min_agent_level, max_agent_level
         self.max_food_level, self.remember_positions = max_food_level, remember_positions
         self._cells = rows * columns

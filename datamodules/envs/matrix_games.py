@@ -63,6 +63,7 @@ class MatrixGame(MultiAgentEnv):
             seed=seed,
         )
         self.payoffs = table.to(self.device)
+        self.best_return = rounds * float(table.max())
         self._strides = torch.tensor([actions ** (agents - 1 - i) for i in range(agents)], device=self.device)
 
     def _draw(self, rows: Tensor) -> None:

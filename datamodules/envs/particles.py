@@ -108,6 +108,8 @@ class ParticleEnv(MultiAgentEnv):
         device, seed: as in :class:`MultiAgentEnv`.
     """
 
+    idle_action = 0
+
     def __init__(
         self,
         envs: int,

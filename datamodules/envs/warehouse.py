@@ -95,7 +95,7 @@ class Warehouse(MultiAgentEnv):
         ValueError: a size out of range, more robots than cells, no goal in the layout, or as many requests as shelves.
     """
 
-    name = "rware"
+    name, idle_action = "rware", NOOP
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, cast
@@ -61,7 +62,7 @@ class EnvironmentDataModule(LightningDataModule):
 
     Args:
         task, backend, options, workers, envs, frames_per_batch, total_frames, collector, env_device,
-            evaluation_episodes, evaluation_streams: as in :class:`datamodules.MARLDataModule`.
+            evaluation_episodes, evaluation_streams, reference_return: as in :class:`datamodules.MARLDataModule`.
     """
 
     spec: MultiAgentSpec
@@ -79,6 +80,7 @@ class EnvironmentDataModule(LightningDataModule):
         env_device: str | None,
         evaluation_episodes: int,
         evaluation_streams: int,
+        reference_return: float | None = None,
     ) -> None:
         super().__init__()
         self.check_least(
@@ -105,6 +107,9 @@ class EnvironmentDataModule(LightningDataModule):
         self.envs, self.frames_per_batch, self.total_frames = envs, frames_per_batch, total_frames
         self.collector, self.env_device = collector, env_device
         self.evaluation_episodes, self.evaluation_streams = evaluation_episodes, evaluation_streams
+        if reference_return is not None and not math.isfinite(reference_return):
+            raise ValueError(f"{type(self).__name__}: reference_return must be finite, got {reference_return}")
+        self._reference_return = reference_return
         self.world_size, self.rank = 1, 0
         self.frames = 0
         """Environment frames so far, over all ranks."""
@@ -114,6 +119,7 @@ class EnvironmentDataModule(LightningDataModule):
         self._waiting: Mapping[str, Any] | None = None
         self._stream: Stream | None = None
         self._evaluation_env: MultiAgentEnv | None = None
+        self._team_envs: dict[int, MultiAgentEnv] = {}
         self._made = False
 
     def check_least(self, **limits: tuple[int, int]) -> None:
@@ -190,6 +196,7 @@ class EnvironmentDataModule(LightningDataModule):
             own_state=env.own_state,
             restricts_actions=env.restricts_actions,
             common_reward=env.common_reward,
+            idle_action=env.idle_action,
         )
         # evaluation starts depend on no rank: any number of ranks plays the same episodes
         self._evaluation_seed = stream_seed(global_seed(), 0, EVALUATION)
@@ -252,6 +259,20 @@ class EnvironmentDataModule(LightningDataModule):
         device = cast(Any, module).device
         return play_episodes(self._evaluation_env, module, self._evaluation_seed + number, device)
 
+    @property
+    def reference_return(self) -> float | None:
+        """Undiscounted team return of a very good team: the one given, or what the task knows of itself."""
+        return self._env.best_return if self._reference_return is None else self._reference_return
+
+    def team_episodes(self, actor: ActsMultiAgent, episodes: int, seed: int, trace: bool = False) -> TensorDict:
+        """Episodes on demand, as :class:`~modules.contracts.PlaysTeams` has them; training's environments stay."""
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        device = getattr(module, "device", torch.device("cpu"))
+        with torch.inference_mode(False):  # the environments are kept: their state must not be inference tensors
+            if episodes not in self._team_envs:
+                self._team_envs[episodes] = self.make_env(episodes, seed)
+            return play_episodes(self._team_envs[episodes], actor, seed, device, trace)
+
     # -- exact position -----------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         return {"frames": self.frames, "served": self._served, "frames_per_batch": self.frames_per_batch}
@@ -277,5 +298,7 @@ class EnvironmentDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         if self._stream is not None:
             self._stream.close()
-        if self._evaluation_env is not None:
-            self._evaluation_env.close(raise_if_closed=False)
+        for env in (self._evaluation_env, *self._team_envs.values()):
+            if env is not None:
+                env.close(raise_if_closed=False)
+        self._team_envs.clear()

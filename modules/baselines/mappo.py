@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Literal, cast
 
@@ -11,7 +12,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from modules.contracts import MultiAgentSpec
-from modules.marl import MultiAgentModule
+from modules.marl import MultiAgentModule, PartnerDropout
+from modules.marl.dropout import PRESENT
 from modules.networks.stacked_agents import StackedAgents
 from modules.networks.stacked_mlp import StackedMLP
 from modules.objectives.advantage import gae
@@ -36,6 +38,8 @@ class MAPPO(MultiAgentModule):
         learning_rate: Adam's.
         max_grad_norm: greatest norm of the whole gradient.
         evaluator: act in evaluation by the likeliest action, or draw.
+        dropout, partners: see :class:`~modules.marl.MultiAgentModule`. What missing agents do is no action of the
+            policy: it enters neither the policy's loss nor the local critic's.
 
     Raises:
         ValueError: a setting out of range; at set-up, a datamodule without multi-agent environments.
@@ -56,8 +60,10 @@ class MAPPO(MultiAgentModule):
         learning_rate: float = 5e-4,
         max_grad_norm: float = 10.0,
         evaluator: Literal["likeliest", "draw"] = "likeliest",
+        dropout: PartnerDropout | None = None,
+        partners: list[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dropout, partners)
         for name, value in (("gamma", gamma), ("lambda_", lambda_)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"MAPPO: {name} must be in [0, 1], got {value}")
@@ -72,7 +78,8 @@ class MAPPO(MultiAgentModule):
         for name, value in (("entropy_weight", entropy_weight), ("value_weight", value_weight)):
             if not value >= 0:
                 raise ValueError(f"MAPPO: {name} must be >= 0, got {value}")
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore=["dropout", "partners"])
+        self.save_hyperparameters({"dropout": dataclasses.asdict(self.dropout)}, logger=False)
         self.critic, self.hidden, self.share_agents = critic, hidden, share_agents
         self.gamma, self.lambda_, self.clip = gamma, lambda_, clip
         self.entropy_weight, self.value_weight = entropy_weight, value_weight
@@ -82,6 +89,7 @@ class MAPPO(MultiAgentModule):
     # -- set-up -------------------------------------------------------------------------------------------------------
     def build(self, spec: MultiAgentSpec, generator: torch.Generator) -> None:
         """Make networks for the environment of ``spec``, with weights drawn from ``generator``."""
+        self.dropout.check(spec)
         self.spec = spec
         # a small last layer: a policy that starts near uniform commits to nothing yet
         self.actor = StackedAgents(
@@ -106,7 +114,10 @@ class MAPPO(MultiAgentModule):
     def begin(
         self, observation: Tensor, state: Tensor, generator: torch.Generator, frames: int | None
     ) -> dict[str, Tensor]:
-        return {}
+        return self._begin_dropout(len(observation), generator, frames)
+
+    def answers(self, observation: Tensor, state: Tensor) -> Tensor:
+        return self.log_policy(observation, None)
 
     def log_policy(self, observation: Tensor, legal: Tensor | None) -> Tensor:
         """``[rows, agents, actions]`` of ``observation`` ``[rows, agents, features]``."""
@@ -125,7 +136,8 @@ class MAPPO(MultiAgentModule):
         if frames is None and self.evaluator == "likeliest":
             return log_policy.argmax(-1), carry
         drawn = torch.rand(log_policy.shape, generator=generator, device=generator.device).clamp_min(1e-12)
-        return (log_policy - torch.log(-torch.log(drawn))).argmax(-1), carry  # Gumbel's trick
+        action = (log_policy - torch.log(-torch.log(drawn))).argmax(-1)  # Gumbel's trick
+        return self._drop_out(action, legal, carry, generator), carry
 
     # -- learning -----------------------------------------------------------------------------------------------------
     def values(self, observation: Tensor, state: Tensor) -> Tensor:
@@ -166,6 +178,8 @@ class MAPPO(MultiAgentModule):
         }
         if legal is not None:
             ready["legal"] = rollout["legal"]
+        if self.dropout.active:
+            ready["present"] = (rollout["carry_absent"] == PRESENT).float()
         return TensorDict(ready, list(shape))
 
     def _loss(self, batch: TensorDict) -> dict[str, Tensor]:
@@ -173,16 +187,22 @@ class MAPPO(MultiAgentModule):
         log_policy = self.log_policy(batch["observation"], legal)
         taken = log_policy.gather(-1, batch["action"].unsqueeze(-1)).squeeze(-1)
         advantage: Tensor = batch["advantage"]
-        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        present = cast(Tensor, batch["present"]) if self.dropout.active else None
+        acted = advantage if present is None else advantage[present > 0]
+        advantage = (advantage - acted.mean()) / (acted.std(correction=0) + 1e-8)
         parts = ppo_loss(
             taken.flatten(),
             batch["log_probability"].flatten(),
             advantage.flatten(),
             policy_entropy=entropy(log_policy).flatten(),
+            weights=None if present is None else present.flatten(),
             clip=self.clip,
             entropy_weight=self.entropy_weight,
         )
-        error = 0.5 * (self.values(batch["observation"], batch["state"]) - batch["target"]).square().mean()
+        error = 0.5 * (self.values(batch["observation"], batch["state"]) - batch["target"]).square()
+        if present is not None and self.critic == "local":
+            error = error[present > 0]
+        error = error.mean()
         return {**parts, "loss": parts["loss"] + self.value_weight * error, "value_loss": error.detach()}
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> Tensor:

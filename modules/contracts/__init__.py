@@ -28,14 +28,22 @@ from modules.contracts.control import ProvidesRollouts as ProvidesRollouts
 from modules.contracts.control import ReportsAttacks as ReportsAttacks
 from modules.contracts.control import RequestsRollouts as RequestsRollouts
 from modules.contracts.control import RolloutRequest as RolloutRequest
+from modules.contracts.control import ScalesReturns as ScalesReturns
 from modules.contracts.episodes import EpisodeSample as EpisodeSample
 from modules.contracts.episodes import ReportsEpisodes as ReportsEpisodes
+from modules.contracts.games import PlaysGames as PlaysGames
+from modules.contracts.prompts import EncodesPrompts as EncodesPrompts
+from modules.contracts.prompts import ProvidesPairs as ProvidesPairs
+from modules.contracts.prompts import ReplyPair as ReplyPair
+from modules.contracts.routing import DrawsRoutingInstances as DrawsRoutingInstances
 from modules.contracts.routing import InstanceRequest as InstanceRequest
 from modules.contracts.routing import ProvidesRoutingInstances as ProvidesRoutingInstances
 from modules.contracts.routing import ReportsGenerators as ReportsGenerators
 from modules.contracts.routing import RequestsInstances as RequestsInstances
 from modules.contracts.routing import RoutingProblem as RoutingProblem
 from modules.contracts.routing import RoutingSpec as RoutingSpec
+from modules.contracts.teams import PlaysTeams as PlaysTeams
+from modules.contracts.teams import TeamChange as TeamChange
 
 if TYPE_CHECKING:
     from modules.assurance.subject import Subject
@@ -170,7 +178,7 @@ class MultiAgentSpec:
 
     ``state_size`` is that of ``state`` where the environment has one of its own (``own_state``), else
     ``num_agents * observation_size``. ``restricts_actions``: available actions vary. ``common_reward``: all agents
-    always get the same.
+    always get the same. ``idle_action``: that of doing nothing, where there is one.
     """
 
     task: str
@@ -182,6 +190,7 @@ class MultiAgentSpec:
     own_state: bool = False
     restricts_actions: bool = False
     common_reward: bool = False
+    idle_action: int | None = None
 
 
 @runtime_checkable

@@ -1,7 +1,8 @@
 """EMAX: ensemble value functions for multi-agent exploration (Schaefer et al. 2025), over IDQN, VDN and QMIX."""
 
+from modules.emax.divergence import DivergenceError
 from modules.emax.maven import MAVEN, Latent
-from modules.emax.module import DivergenceError, ValueMARL
+from modules.emax.module import ValueMARL
 from modules.emax.settings import AgentNetwork, Clip, Ensemble, Explorer, Mixing, Reward, Target
 
 __all__ = [

@@ -10,7 +10,13 @@ from modules.contracts import MultiAgentSpec
 
 
 def check_batch(
-    batch: TensorDict, spec: MultiAgentSpec, minibatches: int, sequences: bool, members: int, masked: bool
+    batch: TensorDict,
+    spec: MultiAgentSpec,
+    minibatches: int,
+    sequences: bool,
+    members: int,
+    masked: bool,
+    dropout: bool = False,
 ) -> None:
     """Hold ``batch`` ``[updates, minibatches, items]`` against :class:`~modules.contracts.LearnsFromReplay`.
 
@@ -19,6 +25,7 @@ def check_batch(
         spec: of the environment.
         minibatches, sequences, members: as the module declares them.
         masked: items are for some members only.
+        dropout: items say which agents were missing.
 
     Raises:
         ValueError: naming the field, with the shape or range that it must have and the one that it has.
@@ -39,6 +46,7 @@ def check_batch(
         **({"legal": (*lead, steps + 1, agents, spec.num_actions)} if spec.restricts_actions else {}),
         **({"state": (*lead, steps + 1, spec.state_size)} if spec.own_state else {}),
         **({"member_mask": (*lead, members)} if masked else {}),
+        **({"carry_absent": (*lead, agents)} if dropout else {}),
     }
     for name, shape in wanted.items():
         got = list(batch[name].shape) if name in names else "nothing"

@@ -13,13 +13,14 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modules.contracts import MultiAgentSpec
+from modules.contracts import MultiAgentSpec, PlaysTeams
 from modules.emax.module import ValueMARL
 from modules.emax.settings import Mixing, check_kinds, check_least
 from modules.networks.mixers import QMixer
 from modules.networks.stacked_agents import StackedAgents, StackedGRU
 from modules.networks.stacked_mlp import StackedMLP
 
+_CARRIED = ("latent", "latent_log_prob", "latent_frames")
 _NO_PREFERENCE = -1e9
 """Stands for the utility of what is not available in a softmax: finite, so that a row without any action is uniform."""
 
@@ -204,8 +205,6 @@ class MAVEN(ValueMARL):
         ValueError: as there; an ensemble of more than one member or with bootstrap bits; no mixing.
     """
 
-    carried = ("latent", "latent_log_prob", "latent_frames")
-
     def __init__(self, latent: Latent | None = None, mixing: Mixing | None = None, **kwargs: Any) -> None:
         super().__init__(mixing=mixing or Mixing(kind="qmix"), **kwargs)
         self.latent = latent or Latent()
@@ -222,6 +221,10 @@ class MAVEN(ValueMARL):
     @property
     def sequences(self) -> bool:
         return True
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        return (*super().carried, *_CARRIED)
 
     # -- set-up -------------------------------------------------------------------------------------------------------
     def _make_agents(self, spec: MultiAgentSpec) -> LatentAgents:
@@ -274,14 +277,17 @@ class MAVEN(ValueMARL):
         carry["latent_frames"] = torch.full_like(latent, frames or 0)
         return carry
 
-    def _act_values(self, observation: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        return super()._act_values(_joined(observation, carry["latent"]), carry)
+    def current_utilities(self, observation: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return super().current_utilities(_joined(observation, carry["latent"]), carry)
+
+    def more_capabilities(self, data: PlaysTeams) -> Mapping[str, Any]:
+        return {}  # its utilities are of an observation and a latent, and there is one member
 
     # -- learning -----------------------------------------------------------------------------------------------------
     def _check_batch(self, batch: TensorDict) -> None:
         if self._checked:
             return
-        for name in self.carried:
+        for name in _CARRIED:
             found = batch.get(f"carry_{name}", None)
             if found is None or found.shape != batch.batch_size:
                 got = "nothing" if found is None else list(found.shape)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, cast
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from modules.contracts import MultiAgentSpec
+from modules.contracts import ActsMultiAgent, MultiAgentSpec, PlaysTeams
 from modules.emax.acting import (
     NEVER,
     best_action,
@@ -22,16 +23,16 @@ from modules.emax.acting import (
     member_utilities,
     with_random,
 )
+from modules.emax.assurance import MemberPolicy, ValueTrials
 from modules.emax.batch import check_batch
+from modules.emax.clipping import clip_members
+from modules.emax.divergence import DivergenceError, check_size
 from modules.emax.rewards import RewardScale
 from modules.emax.settings import AgentNetwork, Clip, Ensemble, Explorer, Mixing, Reward, Target
-from modules.marl import MultiAgentModule
+from modules.marl import MultiAgentModule, PartnerDropout
+from modules.marl.dropout import followed_value
 from modules.networks.mixers import QMixer, SumMixer
 from modules.networks.stacked_agents import StackedAgents
-
-
-class DivergenceError(RuntimeError):
-    """Training has left the range of values that rewards allow, or is no longer finite."""
 
 
 class ValueMARL(MultiAgentModule):
@@ -56,6 +57,8 @@ class ValueMARL(MultiAgentModule):
         adam_eps: Adam's epsilon.
         divergence_limit: stop where the mean absolute target exceeds this multiple of the greatest return that the
             rewards seen allow, ``max |r| / (1 - gamma)``; ``None``: never.
+        dropout, partners: see :class:`~modules.marl.MultiAgentModule`. With a joint value, targets follow what missing
+            agents go on to do; an independent learner bootstraps greedily, as from any exploration.
 
     Raises:
         ValueError: a setting out of range, or one that does not fit the environment (at set-up).
@@ -75,8 +78,10 @@ class ValueMARL(MultiAgentModule):
         learning_rate: float = 5e-4,
         adam_eps: float = 1e-8,
         divergence_limit: float | None = 10.0,
+        dropout: PartnerDropout | None = None,
+        partners: list[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dropout, partners)
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"ValueMARL: gamma must be in [0, 1], got {gamma}")
         if not (learning_rate > 0.0 and adam_eps > 0.0):
@@ -105,7 +110,7 @@ class ValueMARL(MultiAgentModule):
             {
                 "settings": {
                     name: dataclasses.asdict(getattr(self, name))
-                    for name in ("ensemble", "explorer", "target", "mixing", "network", "reward", "clip")
+                    for name in ("ensemble", "explorer", "target", "mixing", "network", "reward", "clip", "dropout")
                 },
                 "evaluator": evaluator,
                 "gamma": gamma,
@@ -139,6 +144,7 @@ class ValueMARL(MultiAgentModule):
     # -- set-up -------------------------------------------------------------------------------------------------------
     def build(self, spec: MultiAgentSpec, generator: torch.Generator) -> None:
         """Make networks for the environment of ``spec``, with weights drawn from ``generator``."""
+        self.dropout.check(spec)
         self.spec = spec
         self.agents = self._make_agents(spec)
         mix = self.mixing
@@ -196,8 +202,8 @@ class ValueMARL(MultiAgentModule):
     def begin(
         self, observation: Tensor, state: Tensor, generator: torch.Generator, frames: int | None
     ) -> dict[str, Tensor]:
-        carry: dict[str, Tensor] = {}
         rows, place = observation.shape[0], observation.device
+        carry = self._begin_dropout(rows, generator, frames)
         if self.network.recurrent:
             # the prior network, where there is one, has a history of its own
             nets = self.members * (2 if self.ensemble.prior_scale > 0.0 else 1)
@@ -209,7 +215,7 @@ class ValueMARL(MultiAgentModule):
                 carry["member"] = torch.randint(self.members, (rows,), generator=generator, device=place)
         return carry
 
-    def _act_values(self, observation: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def current_utilities(self, observation: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Utilities ``[members, envs, agents, actions]`` of the current step."""
         online, scale = self.online.detach(), self.ensemble.prior_scale
         if not self.network.recurrent:
@@ -233,7 +239,7 @@ class ValueMARL(MultiAgentModule):
         generator: torch.Generator,
         frames: int | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        values, carry = self._act_values(observation, carry)
+        values, carry = self.current_utilities(observation, carry)
         if frames is None:
             return self._evaluation_action(values, legal), carry
         shape = (*values.shape[1:-1], values.shape[-1] + 1)
@@ -251,13 +257,25 @@ class ValueMARL(MultiAgentModule):
             action = best_action(ensemble_moments(values)[0], legal, ties)
         if explorer.kind == "boltzmann" or explorer.epsilon(frames) > 0.0:
             action = with_random(action, legal, explorer.epsilon(frames), coin, ties)
-        return action, carry
+        return self._drop_out(action, legal, carry, generator), carry
 
     def _evaluation_action(self, values: Tensor, legal: Tensor | None) -> Tensor:
         if self.evaluator == "majority_vote":
             return majority_vote(values, legal)[0]
         scores = values[0] if self.evaluator == "greedy_member" else ensemble_moments(values)[0]
         return torch.where(legal, scores, NEVER).argmax(-1) if legal is not None else scores.argmax(-1)
+
+    def answers(self, observation: Tensor, state: Tensor) -> Tensor:
+        carry = self.begin(observation, state, torch.Generator(state.device), None)
+        return self.current_utilities(observation, carry)[0]
+
+    def team_policies(self) -> Mapping[str, ActsMultiAgent]:
+        if self.members == 1:
+            return {}
+        return {f"member {k}": MemberPolicy(self, k) for k in range(self.members)}
+
+    def more_capabilities(self, data: PlaysTeams) -> Mapping[str, Any]:
+        return ValueTrials(self, data).capabilities()
 
     # -- learning -----------------------------------------------------------------------------------------------------
     def team_reward(self, reward: Tensor) -> Tensor:
@@ -282,6 +300,12 @@ class ValueMARL(MultiAgentModule):
         seen = observation if self.sequences else observation[:, :, 1:]
         legal = batch["legal"][:, :, 1:] if "legal" in batch.keys() else None  # noqa: SIM118 - a TensorDict
         flat = cast(Tensor, self.lagged) if self.target.lagged else self.online.detach()
+        joint = self.dropout.active and self.mixing.kind != "none"
+        absent = batch["carry_absent"].unsqueeze(2) if joint else None
+        idle = self.spec.idle_action if self.spec is not None else None
+
+        def worth(values: Tensor, chooser: Tensor | None) -> Tensor:
+            return followed_value(values, greedy_value(values, chooser, legal), legal, absent, idle)
 
         def ahead(parameters: Tensor, all_members: bool) -> Tensor:
             """``[members, minibatches, items, steps, agents, actions]``, minibatches 1 where each sees its own."""
@@ -299,15 +323,15 @@ class ValueMARL(MultiAgentModule):
             chooser = None
             if self.target.double_q and kind == "own_target":
                 chooser = online_next if online_next is not None else ahead(self.online.detach(), False).squeeze(1)
-            return greedy_value(values, chooser, legal)
+            return worth(values, chooser)
         every = ahead(flat, True)
         chooser = None
         if self.target.double_q and kind == "mean_target":
             online = ahead(self.online.detach(), True)
             chooser = online.mean(0) if reduce == "max_of_mean" else online
         if reduce == "max_of_mean":
-            return greedy_value(every.mean(0), chooser, legal)
-        return greedy_value(every, chooser, legal).mean(0)
+            return worth(every.mean(0), chooser)
+        return worth(every, chooser).mean(0)
 
     def targets(self, batch: TensorDict, online_next: Tensor | None = None) -> Tensor:
         """Targets ``[members or 1, items, steps, 1 or agents]`` (Schaefer et al. 2025, eq. of sec. 4.2), no gradient.
@@ -412,7 +436,8 @@ class ValueMARL(MultiAgentModule):
         if not self._checked:
             assert self.spec is not None
             masked = self.bootstrap_p < 1.0
-            check_batch(batch, self.spec, self.minibatches, self.sequences, self.members, masked)
+            carried = self.dropout.active
+            check_batch(batch, self.spec, self.minibatches, self.sequences, self.members, masked, carried)
             self._checked = True
 
     def _update_targets(self, update: int) -> None:
@@ -459,33 +484,9 @@ class ValueMARL(MultiAgentModule):
     def _check_divergence(self, size: Tensor) -> None:
         if self.divergence_limit is None or self.gamma >= 1.0 or self.reward.norm != "none":
             return
-        largest = float(cast(Tensor, self.largest_reward))
-        bound = largest / (1.0 - self.gamma)
-        if largest > 0.0 and float(size) > self.divergence_limit * bound:
-            raise DivergenceError(
-                f"ValueMARL: mean |target| is {float(size):.3g}, over {self.divergence_limit:g} times the greatest "
-                f"return that rewards so far allow ({bound:.3g}): resume with target.kind: mean_target (or a lower "
-                "learning_rate), or raise divergence_limit"
-            )
+        check_size(float(size), float(cast(Tensor, self.largest_reward)), self.gamma, self.divergence_limit)
 
     def clip_gradients_of_members(self) -> None:
         """Scale gradients down to ``clip.norm``, each member's by itself or all together."""
-        agents, mixer = self.online.grad, self.online_mixer.grad
-        assert agents is not None
-        joined = mixer is not None and mixer.shape[0] == self.members
-        squares = agents.square().sum(1)
-        mixer_squares = None if mixer is None else mixer.square().sum(1)
-        if joined:
-            assert mixer_squares is not None
-            squares = squares + mixer_squares
-            mixer_squares = squares
-        if self.clip.scope == "global":
-            total = squares.sum() if joined or mixer_squares is None else squares.sum() + mixer_squares.sum()
-            squares = total.expand(self.members)
-            mixer_squares = None if mixer is None else total.expand(mixer.shape[0])
-        self._gradient_norm = squares.sqrt()
-        if self.clip.norm is None:
-            return
-        agents.mul_((self.clip.norm / (self._gradient_norm + 1e-6)).clamp_max(1.0).unsqueeze(1))
-        if mixer is not None and mixer_squares is not None:
-            mixer.mul_((self.clip.norm / (mixer_squares.sqrt() + 1e-6)).clamp_max(1.0).unsqueeze(1))
+        assert self.online.grad is not None
+        self._gradient_norm = clip_members(self.online.grad, self.online_mixer.grad, self.clip)

@@ -50,6 +50,13 @@ class RewardScale(nn.Module):
         squares += batch_squares + delta.square() * count * new[0] / after
         mean += delta * new[0] / after
         count.copy_(after)
+        return self.scaled(reward)
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """``reward`` ``[..., columns]`` on the scale of the moments so far, which stay as they are."""
+        if self.norm == "none":
+            return reward
+        count, mean, squares = (cast(Tensor, getattr(self, name)) for name in ("count", "mean", "squares"))
         deviation = (squares / count).sqrt() + 1e-8
         centred = reward - mean if self.norm == "standardise" else reward
         return (centred / deviation).to(reward.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,7 +12,9 @@ from lightning.pytorch import LightningModule
 from tensordict import TensorDict
 from torch import Tensor
 
-from modules.contracts import MultiAgentSpec
+from modules.assurance.subject import Subject
+from modules.contracts import ActsMultiAgent, MultiAgentSpec, PlaysTeams
+from modules.marl.dropout import PartnerDropout, with_missing
 from modules.marl.policy import MultiAgentPolicy
 from modules.seeds import global_seed, stream
 
@@ -26,15 +28,22 @@ class MultiAgentModule(LightningModule):
     ``training_step`` by manual optimisation, in which Lightning counts the last update of a batch. Evaluation logs
     ``<stage>/return`` (undiscounted, of the team), ``<stage>/return_iqm`` (interquartile mean over episodes) and
     ``<stage>/length``; beside every metric stands ``frames``, environment steps over all ranks.
+
+    Args:
+        dropout: how often agents are missing in training (:class:`~modules.marl.dropout.PartnerDropout`).
+        partners: checkpoint files of other runs with the same task and settings (other seeds, say), with whose agents
+            assurance lets this module's play.
     """
 
     work_unit = "frames"
     partner: ClassVar[str] = "datamodules.MARLDataModule"
     """The datamodule that an error names where there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: PartnerDropout | None = None, partners: Sequence[str] | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.dropout = dropout or PartnerDropout()
+        self.partners = tuple(partners or ())
         self.spec: MultiAgentSpec | None = None
         self.policy = MultiAgentPolicy(cast(Any, self))
 
@@ -57,6 +66,57 @@ class MultiAgentModule(LightningModule):
     def digest(self) -> Mapping[str, str]:
         total = sum((parameter.detach().double().sum() for parameter in self.parameters()), torch.zeros(()))
         return {"weights": f"{float(total):.17g}", "spec": str(self.spec)}
+
+    # -- missing agents -----------------------------------------------------------------------------------------------
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """What data keep of the carry (:class:`~modules.contracts.StoresCarry`)."""
+        return ("absent",) if self.dropout.active else ()
+
+    def _begin_dropout(self, rows: int, generator: torch.Generator, frames: int | None) -> dict[str, Tensor]:
+        """The carry of ``rows`` fresh episodes: in training, who is missing in each."""
+        if frames is None or not self.dropout.active:
+            return {}
+        assert self.spec is not None
+        return {"absent": self.dropout.draw(rows, self.spec, generator)}
+
+    def _drop_out(
+        self, action: Tensor, legal: Tensor | None, carry: Mapping[str, Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """``action`` ``[rows, agents]`` with what missing agents do in place of theirs."""
+        if "absent" not in carry:
+            return action
+        assert self.spec is not None
+        idle, actions = self.spec.idle_action, self.spec.num_actions
+        return with_missing(action, carry["absent"], legal, idle, actions, generator)
+
+    # -- assurance ----------------------------------------------------------------------------------------------------
+    def assurance_subject(self) -> Subject:
+        """What suites may ask of this team.
+
+        Raises:
+            AssuranceError: data that cannot play episodes on demand, or a partner's checkpoint that does not fit.
+        """
+        from modules.marl.assurance import team_subject
+
+        return team_subject(self)
+
+    def answers(self, observation: Tensor, state: Tensor) -> Tensor:
+        """What the networks say of the first step of episodes, deterministic.
+
+        Args:
+            observation: ``[rows, agents, features]``.
+            state: ``[rows, state_features]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: answers(observation, state) is the subclass's to write")
+
+    def team_policies(self) -> Mapping[str, ActsMultiAgent]:
+        """Other policies that the module holds, by name, each of which acts for whole teams: an ensemble's members."""
+        return {}
+
+    def more_capabilities(self, data: PlaysTeams) -> Mapping[str, Any]:
+        """What suites may ask of this kind of module beside what they may ask of every team."""
+        return {}
 
     # -- ranks and counts ---------------------------------------------------------------------------------------------
     @property
@@ -115,16 +175,33 @@ class MultiAgentModule(LightningModule):
         saved = checkpoint.get("multi_agent_spec")
         if saved is None:
             return
-        spec = MultiAgentSpec(**saved)
         if self.spec is None:
-            self.build(spec, stream(global_seed(), _INIT_STREAM))
+            self.build(MultiAgentSpec(**saved), stream(global_seed(), _INIT_STREAM))
             return
+        self.check_same_task(checkpoint)
+
+    def check_same_task(self, checkpoint: Mapping[str, Any]) -> None:
+        """Raises: ValueError: a checkpoint of a task in which agents see or do something else."""
+        saved, here = checkpoint.get("multi_agent_spec"), self.spec
+        if saved is None or here is None:
+            return
+        spec = MultiAgentSpec(**saved)
         for name in ("num_agents", "num_actions", "observation_size", "state_size"):
-            if getattr(spec, name) != getattr(self.spec, name):
+            if getattr(spec, name) != getattr(here, name):
                 raise ValueError(
                     f"{type(self).__name__}: the checkpoint is of task {spec.task} with {name} {getattr(spec, name)}, "
-                    f"{self.spec.task} has {getattr(self.spec, name)}: name a checkpoint of the same task"
+                    f"{here.task} has {getattr(here, name)}: name a checkpoint of the same task"
                 )
+
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the networks, target networks and running moments of rewards; the optimiser, schedules over frames
+        and replay start anew (:class:`~modules.contracts.WarmStarts`).
+
+        Raises:
+            ValueError: a checkpoint of another task; RuntimeError: of other networks.
+        """
+        self.check_same_task(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.spec is not None:

@@ -31,7 +31,6 @@ class MultiAgentPolicy(TensorDictModuleBase):
         self.in_keys = cast(Any, [("agents", "observation"), ("agents", "action_mask"), "state", "is_init"])
         self.out_keys = cast(Any, [("agents", "action")])
         object.__setattr__(self, "_actor", actor)  # not a submodule: the actor holds this policy
-        self._carried: tuple[str, ...] = getattr(actor, "carried", ())
         self.generator = torch.Generator()
         self.frames: int | None = None
 
@@ -49,7 +48,7 @@ class MultiAgentPolicy(TensorDictModuleBase):
                 whole = value.new_zeros(len(first), *value.shape[1:]) if whole is None else whole.clone()
                 whole[rows] = value
                 carry[name] = whole
-        for name in self._carried:  # as it is when acting, for replay
+        for name in getattr(actor, "carried", ()):  # as it is when acting, for replay
             tensordict["carried", name] = carry[name]
         action, carry = actor.act(observation, legal, carry, self.generator, self.frames)
         for name, value in carry.items():

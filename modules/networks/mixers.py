@@ -23,6 +23,10 @@ class SumMixer:
         """``utilities`` ``[..., agents]`` to ``[...]``; the rest is ignored."""
         return utilities.sum(-1)
 
+    def slopes(self, flat: Tensor, utilities: Tensor, state: Tensor | None) -> Tensor:
+        """``dQ_tot / dQ_i``, of the shape of ``utilities``: 1."""
+        return torch.ones_like(utilities)
+
 
 class QMixer:
     """QMIX (Rashid et al. 2018): ``Q_tot = ELU(q |W1(s)| + b1(s)) |W2(s)| + V(s)``, monotone in every utility.
@@ -98,8 +102,25 @@ class QMixer:
             utilities: ``[members, rows, agents]``.
             state: ``[members, rows, features]``.
         """
+        weights, bias, second, value = self._read(flat, state)
+        hidden = self._hidden(utilities, weights, bias)
+        mixed = (functional.elu(hidden) * second).sum(-1)
+        return (mixed + value).view(utilities.shape[:2])
+
+    def slopes(self, flat: Tensor, utilities: Tensor, state: Tensor | None) -> Tensor:
+        """``dQ_tot / dQ_i = sum_e |W1(s)|_ie ELU'(hidden_e) |W2(s)|_e >= 0`` in closed form, shapes as in :meth:`mix`:
+        ``[members, rows, agents]``."""
+        weights, bias, second, _ = self._read(flat, state)
+        hidden = self._hidden(utilities, weights, bias)
+        steep = torch.where(hidden > 0, 1.0, hidden.clamp_max(0.0).exp()) * second
+        return torch.bmm(weights, steep.unsqueeze(-1)).view_as(utilities)
+
+    def _hidden(self, utilities: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        return torch.bmm(utilities.reshape(-1, 1, utilities.shape[-1]), weights).squeeze(1) + bias
+
+    def _read(self, flat: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``|W1|`` ``[N, agents, embed]``, ``b1`` and ``|W2|`` ``[N, embed]`` and ``V`` ``[N]`` of ``N`` states."""
         assert state is not None
-        members, rows, agents = utilities.shape
         params, mixers = self.views(flat), flat.shape[0]
         state = state.reshape(mixers, -1, state.shape[-1])
         read = torch.baddbmm(params["state_bias"].unsqueeze(1), state, params["state_weight"])
@@ -108,7 +129,5 @@ class QMixer:
             first = torch.baddbmm(params["w1_bias"].unsqueeze(1), first.relu(), params["w1_weight"])
             second = torch.baddbmm(params["w2_bias"].unsqueeze(1), second.relu(), params["w2_weight"])
         value = torch.baddbmm(params["value_bias"].unsqueeze(1), value.relu(), params["value_weight"])
-        weights = first.abs().view(-1, agents, self.embed)
-        hidden = torch.bmm(utilities.reshape(-1, 1, agents), weights).squeeze(1) + bias.reshape(-1, self.embed)
-        mixed = (functional.elu(hidden) * second.abs().reshape(-1, self.embed)).sum(-1)
-        return mixed.view(members, rows) + value.reshape(members, rows)
+        weights = first.abs().view(-1, self.agents, self.embed)
+        return weights, bias.reshape(-1, self.embed), second.abs().reshape(-1, self.embed), value.reshape(-1)

@@ -12,7 +12,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from modules.contracts.browsing import (
     is_instruction,
     parse_instruction,
 )
+from modules.contracts.page_edits import PlantedInstruction, add_lines, new_word
 from modules.files import fsync_path, read_json_rows, repair_lines
 from modules.optional import require
 from modules.seeds import stream_seed
@@ -412,21 +413,41 @@ def training_rows(
     critiques: bool,
     seed: int,
     only: Mapping[str, bool] | None = None,
+    planted: float = 0.0,
+    instructions: Sequence[PlantedInstruction] = (),
 ) -> Iterator[dict[str, str]]:
     """Examples of all steps as they are, and of ``renamed`` renamed copies of each; an epoch apart from another order.
 
     Args:
         critiques: add critique and improvement turns, on drafts of the steps or on corrupted actions.
         only: kinds to keep (``act``, ``critique``, ``improve``), all by default.
+        planted: share of the steps' copies whose page also holds one of ``instructions``, which the expert ignores.
     """
     renamer = Renamer(steps)
     for number, step in enumerate(steps):
         generator = random.Random(stream_seed(seed, number))
         for copy in range(renamed + 1):
             changed = step if copy == 0 else renamer(step, generator)
+            # a stream of its own: which copies are planted changes nothing else in any of them
+            plants = random.Random(stream_seed(seed, number, copy, 1))
+            if instructions and plants.random() < planted:
+                changed = plant(changed, instructions, plants)
             for row in examples(changed, prompts, generator if critiques else None):
                 if only is None or only.get(row["kind"], False):
                     yield row
+
+
+def plant(step: Step, instructions: Sequence[PlantedInstruction], draw: random.Random) -> Step:
+    """The step on a page that tries to instruct the agent; what the expert does there is what it did without.
+
+    The text, its place among the page's lines (before or behind all others) and the thing that it asks for are drawn.
+    """
+    shown = [one for one in instructions if one.pieces("x")[0].listed]
+    if not shown:
+        return step
+    target = new_word(draw, "\n".join((step.goal, step.page, step.action, *step.history)))
+    pieces = draw.choice(shown).pieces(target)
+    return replace(step, page=add_lines(step.page, pieces, draw.choice(("start", "end"))))
 
 
 def summary(episodes: Iterable[Episode]) -> dict[str, Any]:

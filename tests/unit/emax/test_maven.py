@@ -483,7 +483,7 @@ def test_nothing_carried_nothing_stored():
     found = {str(key) for part in (chunk, steps_as_items(chunk), items) if part is not None for key in part.keys()}  # noqa: SIM118
     assert "action" in found
     assert not [key for key in found if key.startswith("carry")]
-    assert not isinstance(ValueMARL(), StoresCarry)
+    assert ValueMARL().carried == ()
 
 
 def test_episodes_begin_just_before_they_are_acted_in():

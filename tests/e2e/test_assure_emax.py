@@ -1,0 +1,56 @@
+"""Teams through the command line: trained with missing partners, measured, trained on from the weights."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from population_runs import checkpoint
+
+
+def _report(folder) -> dict[str, dict]:
+    figures = json.loads((folder / "report.json").read_text())["figures"]
+    return {figure["name"]: figure for figure in figures if figure["split"] == "fresh"}
+
+
+def test_a_team_is_measured_and_trained_on(cli, support_configs, tmp_path):
+    config = support_configs / "emax_tiny.yaml"
+    run = ["-c", config, "--model.init_args.dropout.probability=0.4"]
+    assert cli("fit", *run, "--experiment=one") == 0
+    one = tmp_path / "runs" / "one" / "run-001"
+    last = one / "checkpoints" / "last.ckpt"
+    out = tmp_path / "out"
+    limits = "--limits=[{figure: c.interrupt, tau: 0.8}, {figure: c.avail, tau: 0.8}]"
+    assert cli("assure", *run, "--ckpt_path", last, "--suite=quick", "--out", out, limits) == 0
+    found = _report(out)
+    for name in ("u.return", "c.interrupt", "c.avail", "i.ens_cal", "i.ens_ece", "i.credit", "i.card"):
+        assert found[name]["status"] == "measured", found[name]
+    assert found["c.interrupt"]["value"] == found["c.avail"]["value"] == 1.0
+    # on from these weights with another share of missing agents, and measured among the agents of that run
+    assert cli("fit", "-c", config, "--warm_start", last, "--experiment=two", "--seed_everything=9") == 0
+    two = tmp_path / "runs" / "two" / "run-001"
+    first, second = (checkpoint(folder)["state_dict"]["online"] for folder in (one, two))
+    assert not torch.equal(first, second)
+    # another seed's weights would lie about 0.5 apart; 80 updates of Adam moved these by less than a tenth of that
+    assert 0.0 < float((second - first).abs().max()) < 0.05
+    partners = f"--model.init_args.partners=[{last}]"
+    probes = "--probes=[partners]"
+    assert cli("assure", "-c", config, "--ckpt_path", two / "checkpoints" / "last.ckpt", "--suite=custom", probes,
+               partners, "--n0=50", "--out", tmp_path / "mixed") == 0  # fmt: skip
+    conditions = _report(tmp_path / "mixed")["r.partner"].get("conditions", {})
+    assert set(conditions) <= {"among themselves", "among agents of other checkpoints"}
+
+
+@pytest.mark.parametrize("config", ["mappo_tiny", "maven_tiny"])
+def test_other_teams_are_measured_too(cli, support_configs, tmp_path, config):
+    flags = ["-c", support_configs / f"{config}.yaml", "--model.init_args.dropout={probability: 0.5, kind: idle}"]
+    frames = "--trainer.val_check_interval=1"
+    assert cli("fit", *flags, frames, "--experiment=one") == 0
+    last = tmp_path / "runs" / "one" / "run-001" / "checkpoints" / "last.ckpt"
+    out = tmp_path / "out"
+    probes = "--probes=[disturbed_team,team_obedience,rollback]"
+    assert cli("assure", *flags, "--ckpt_path", last, "--suite=custom", probes, "--n0=50", "--out", out) == 0
+    found = _report(out)
+    assert found["u.return"]["status"] == "measured"
+    assert found["c.interrupt"]["value"] == found["c.avail"]["value"] == found["c.rollback"]["value"] == 1.0
