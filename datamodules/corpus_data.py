@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,21 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from datamodules.math_data import task_dataloaders
 from datamodules.text.build import CorpusPlan, corpus_table, format_table, load_manifest, prepare, tokenizer_folder
-from datamodules.text.decontamination import evaluation_files
+from datamodules.text.decontamination import refuse_test_set
+from datamodules.text.disturbance import Disturber
+from datamodules.text.excerpts import MeasuredCorpus, licence_of
 from datamodules.text.loader import (
     HeldOutLoader,
     StreamPosition,
     TrainLoader,
     align_batch_progress,
     check_epoch_length,
+    first_difference,
     micro_batch_size,
     training_steps,
 )
-from datamodules.text.mixture import mixture_weights
+from datamodules.text.mixture import given_shares, mixture_weights
 from datamodules.text.packing import HeldOutWindows, PackedSource
-from datamodules.text.readers import list_files
 from datamodules.text.shards import TokenShard
 from datamodules.text.specs import (
     DecontaminationSpec,
@@ -38,13 +39,14 @@ from datamodules.text.specs import (
 )
 from datamodules.text.tasks import TaskItem, TaskSpec, load_tasks
 from datamodules.text.tokenizer import TextTokenizer
-from modules.files import canonical_digest, sha256_file
+from modules.contracts.corpora import DisturbsText, TextSplit
+from modules.files import canonical_digest
+from modules.seeds import global_seed
 
-_TEST_FILE = re.compile(r"(^|[^a-z])test([^a-z]|$)", re.IGNORECASE)
-_COMPARED = ("seed", "seq_len", "shuffle", "weights", "sources", "tokenizer_hash")
+_COMPARED = ("seed", "seq_len", "shuffle", "weights", "perturbed_share", "perturbations", "sources", "tokenizer_hash")
 
 
-class CorpusDataModule(LightningDataModule):
+class CorpusDataModule(MeasuredCorpus, LightningDataModule):
     """Token stream for causal language models (Azerbayev et al. 2024, section 2).
 
     Batches are TensorDicts of batch size [B]: ``input_ids`` int64 [B, T], ``labels`` int64 [B, T] (``labels[t]`` is the
@@ -61,9 +63,13 @@ class CorpusDataModule(LightningDataModule):
         seq_len: T, tokens per window.
         batch_size: sequences per optimiser step over all ranks and accumulated micro-batches.
         eval_batch_size: held-out windows per batch over all ranks; None = batch_size / accumulation.
-        seed: shuffle seed (held-out documents do not depend on it).
+        seed: shuffle seed (held-out documents do not depend on it); None = the run's.
         mixture: ratios of the sources that are not replayed, e.g. ``"2:4:1"``; None = the sources' weights.
         replay: source name -> share of the whole stream, e.g. ``{pile: 0.02, code: 0.03}``.
+        shares: source name -> share of the whole stream, for every source; in place of ``weight`` and ``mixture``.
+        perturbed_share: of the training windows, whose text is disturbed in one of the module's ways (slips, case,
+            blanks, ...); 0 = none. Held-out text never is.
+        perturbations: way -> its weight among the disturbed windows; None = all of the module's ways alike.
         holdout_fraction: documents of each source kept for validation, and as many again for test.
         eval_sources: text only measured on.
         selection_set: text on which mixtures are compared (the paper: MATH train); measured at validation.
@@ -92,9 +98,12 @@ class CorpusDataModule(LightningDataModule):
         seq_len: int,
         batch_size: int,
         eval_batch_size: int | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         mixture: str | None = None,
         replay: dict[str, float] | None = None,
+        shares: dict[str, float] | None = None,
+        perturbed_share: float = 0.0,
+        perturbations: dict[str, float] | None = None,
         holdout_fraction: float = 0.005,
         eval_sources: list[EvalSourceSpec] | None = None,
         selection_set: EvalSourceSpec | None = None,
@@ -116,7 +125,7 @@ class CorpusDataModule(LightningDataModule):
         if selection_set is not None:
             chosen = dataclasses.replace(as_spec(EvalSourceSpec, selection_set), split="validation")
             chosen.check()
-            _refuse_test_set(chosen, decontamination)
+            refuse_test_set(chosen, decontamination)
             measured.append(chosen)
         self.plan = CorpusPlan(
             sources=training,
@@ -128,13 +137,15 @@ class CorpusDataModule(LightningDataModule):
             decontaminate=decontamination,
         )
         self.seq_len, self.batch_size, self.eval_batch_size = seq_len, batch_size, eval_batch_size
-        self.seed, self.document_mask, self.shuffle = seed, document_mask, shuffle
+        self.seed = global_seed() if seed is None else seed
+        self.document_mask, self.shuffle = document_mask, shuffle
         self.num_workers, self.allow_data_change = num_workers, allow_data_change
         self.max_epochs_per_source = max_epochs_per_source
         self.tasks = [as_spec(TaskSpec, task) for task in tasks or []]
         self.tasks_batch_size, self.data_dir = tasks_batch_size, data_dir
         self._task_items: dict[str, list[TaskItem]] = {}
-        self._mixture, self._replay = mixture, dict(replay or {})
+        self._mixture, self._replay, self._shares = mixture, dict(replay or {}), dict(shares or {})
+        self.perturbed_share, self.perturbations = perturbed_share, dict(perturbations or {})
         self._check()
         self._weights_of([source.name for source in training])  # errors in the mixture show before anything is read
         self._manifest: dict[str, Any] | None = None
@@ -145,8 +156,9 @@ class CorpusDataModule(LightningDataModule):
         # Plain values only: checkpoints must load with weights_only=True.
         plain = dataclasses.asdict(self.plan)
         options = {
-            "seq_len": seq_len, "batch_size": batch_size, "seed": seed, "mixture": mixture, "replay": self._replay,
-            "document_mask": document_mask, "shuffle": shuffle,
+            "seq_len": seq_len, "batch_size": batch_size, "seed": self.seed, "mixture": mixture, "replay": self._replay,
+            "document_mask": document_mask, "shuffle": shuffle, "shares": self._shares,
+            "perturbed_share": perturbed_share, "perturbations": self.perturbations,
         }  # fmt: skip
         self.save_hyperparameters({**plain, **options, "cache_dir": str(cache_dir)}, logger=False)
 
@@ -158,6 +170,10 @@ class CorpusDataModule(LightningDataModule):
             raise ValueError(f"CorpusDataModule: eval_batch_size must be >= 1, got {self.eval_batch_size}")
         if self.seed < 0 or self.num_workers < 0:
             raise ValueError(f"CorpusDataModule: seed, num_workers must be >= 0, got {self.seed}, {self.num_workers}")
+        if not 0 <= self.perturbed_share <= 1:
+            raise ValueError(f"CorpusDataModule: perturbed_share must be in [0, 1], got {self.perturbed_share}")
+        if self._shares and (self._mixture is not None or self._replay):
+            raise ValueError("CorpusDataModule: shares say all of the stream: leave mixture and replay out")
         check_fraction("CorpusDataModule: holdout_fraction", self.plan.holdout_fraction)
         if not self.plan.sources:
             raise ValueError("CorpusDataModule: sources is empty")
@@ -172,6 +188,8 @@ class CorpusDataModule(LightningDataModule):
 
     def _weights_of(self, names: list[str]) -> dict[str, float]:
         """Shares of the training sources ``names`` (those that are present)."""
+        if self._shares:
+            return given_shares(names, self._shares, [source.name for source in self.plan.sources])
         given = {source.name: source.weight for source in self.plan.sources}
         replay, mixture = self._replay, self._mixture
         absent = {name for name in given if name not in names}
@@ -295,6 +313,21 @@ class CorpusDataModule(LightningDataModule):
         """Contamination report per training source (None where none was asked for)."""
         return {name: entry["contamination"] for name, entry in self._need_setup()["sources"].items()}
 
+    def _shards(self, split: TextSplit) -> Mapping[str, TokenShard]:
+        self._need_setup()
+        if split == "train":
+            return {name: packed.shard for name, packed in self._packed.items()}
+        return self._held_out["test"]
+
+    def stream_shares(self) -> Mapping[str, float]:
+        """Training source -> its share of the tokens trained on."""
+        self._need_setup()
+        return dict(self.weights)
+
+    def licences(self) -> Mapping[str, str]:
+        """Training source -> licence of its text."""
+        return {source.name: licence_of(source) for source in self.plan.sources if source.name in self._packed}
+
     def corpus_table(self) -> str:
         """Documents, drops and tokens per source, as text."""
         return corpus_table(self._need_setup())
@@ -324,7 +357,7 @@ class CorpusDataModule(LightningDataModule):
     def digest(self) -> dict[str, str]:
         """What every rank must agree on before training."""
         state = self._identity()
-        fields = {key: str(state[key]) for key in ("seed", "seq_len", "shuffle", "weights", "tokenizer_hash")}
+        fields = {key: str(state[key]) for key in _COMPARED if key != "sources"}
         sources = {f"source {name}": digest for name, digest in state["sources"].items()}
         held_out = {
             f"held-out {split}": canonical_digest({name: shard.meta["sha256"] for name, shard in shards.items()})
@@ -350,11 +383,22 @@ class CorpusDataModule(LightningDataModule):
             steps_done=lambda: trainer.global_step,
             document_ids=self.document_mask,
             num_workers=self.num_workers,
+            disturber=self._disturber(),
         )
         check_epoch_length(len(loader), trainer, "CorpusDataModule")
         if self._loaded is not None:
             align_batch_progress(trainer, self._loaded["accumulate_grad_batches"])
         return loader
+
+    def _disturber(self) -> Disturber | None:
+        if self.perturbed_share == 0:
+            return None
+        module = getattr(self.trainer, "lightning_module", None)
+        if not isinstance(module, DisturbsText):
+            raise ValueError(
+                f"CorpusDataModule: {type(module).__name__} names no ways to disturb text: set perturbed_share to 0"
+            )
+        return Disturber(self.perturbed_share, module.disturbances(), self.tokenizer, self.seed, self.perturbations)
 
     def val_dataloader(self) -> list[Any]:
         """One loader per name in ``val_names``, then one per task."""
@@ -398,6 +442,8 @@ class CorpusDataModule(LightningDataModule):
             "seq_len": self.seq_len,
             "shuffle": self.shuffle,
             "weights": dict(self.weights),
+            "perturbed_share": self.perturbed_share,
+            "perturbations": self.perturbations if self.perturbed_share else {},
             "sources": {name: manifest["sources"][name]["digest"] for name in self._packed},
             "tokenizer_hash": manifest["tokenizer_hash"],
         }
@@ -433,7 +479,9 @@ class CorpusDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn not in (None, "fit"):
             return  # validation and test read held-out text only
         now = self._identity()
-        differs = _first_difference(state_dict, now)
+        differs = first_difference(
+            {"perturbed_share": 0.0, "perturbations": {}, **state_dict}, now, _COMPARED
+        )  # older ones don't say
         if differs and not self.allow_data_change:
             raise ValueError(
                 f"checkpoint was trained on other data: {differs}; restore the data, or set "
@@ -450,29 +498,3 @@ class CorpusDataModule(LightningDataModule):
             used = [counts[name] + offsets[name] if name in same else 0 for name in self._packed]
             self._position.restore(state_dict["step"], 0, [0] * len(used), used)
         self._loaded = dict(state_dict)
-
-
-def _first_difference(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    for field in _COMPARED:
-        old, new = saved.get(field), now[field]
-        if old == new:
-            continue
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            name = next(key for key in (*old, *new) if old.get(key) != new.get(key))
-            return f"{field}[{name!r}] was {_short(old.get(name))}, is {_short(new.get(name))}"
-        return f"{field} was {_short(old)}, is {_short(new)}"
-    return ""
-
-
-def _short(value: Any) -> str:
-    return "absent" if value is None else value[:12] if isinstance(value, str) else str(value)
-
-
-def _refuse_test_set(spec: EvalSourceSpec, decontaminate: DecontaminationSpec | None) -> None:
-    """Choosing a mixture by a test set's perplexity would be training on it."""
-    tested = {sha256_file(path): path.name for path in evaluation_files(decontaminate)} if decontaminate else {}
-    for item in list_files(spec):
-        match = tested.get(sha256_file(item.path))
-        if match or _TEST_FILE.search(Path(item.relative).stem):
-            reason = f"is the evaluation file {match}" if match else "is by its name a test set"
-            raise ValueError(f"selection_set: {item.relative} {reason}; choose mixtures on training or validation text")

@@ -50,7 +50,19 @@ _BATCH_CHARACTERS = 4_000_000
 _REPORT_SECONDS = 2.0
 # Reading options that do not change what is read once the list of files is known.
 _NOT_CONTENT = frozenset(
-    ("name", "path", "glob", "package", "suffixes", "exclude", "missing", "weight", "holdout_fraction", "split")
+    (
+        "name",
+        "path",
+        "glob",
+        "package",
+        "suffixes",
+        "exclude",
+        "missing",
+        "weight",
+        "holdout_fraction",
+        "split",
+        "licence",
+    )
 )
 
 
@@ -71,9 +83,9 @@ class CorpusPlan:
         spec = dataclasses.asdict(self)
         del spec["cache_dir"]
         for source in spec["sources"]:
-            del source["weight"]
+            del source["weight"], source["licence"]
         for source in spec["eval_sources"]:
-            del source["split"]
+            del source["split"], source["licence"]
         return canonical_digest([_PIPELINE, spec])[:24]
 
     @property

@@ -7,6 +7,7 @@ are found by 64-bit hashes of all n-grams and confirmed word by word, so a repor
 from __future__ import annotations
 
 import glob
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from datamodules.text.ngrams import ngram_hashes, normalised, word_hashes
-from datamodules.text.readers import BadInputError, SourceFile, iterate_records
-from datamodules.text.specs import DecontaminationSpec
+from datamodules.text.readers import BadInputError, SourceFile, iterate_records, list_files
+from datamodules.text.specs import DecontaminationSpec, ReadSpec
+from modules.files import sha256_file
 
 EVALUATION_FIELDS = ("question", "problem", "solution", "answer", "statement", "text")
 _MAX_ITEM_BYTES = 1 << 24
+_TEST_FILE = re.compile(r"(^|[^a-z])test([^a-z]|$)", re.IGNORECASE)
 
 
 def evaluation_files(spec: DecontaminationSpec) -> list[Path]:
@@ -35,6 +38,20 @@ def evaluation_files(spec: DecontaminationSpec) -> list[Path]:
             raise FileNotFoundError(f"decontaminate: no evaluation file matches {pattern!r}")
         found.extend(path for path in paths if path not in found)
     return found
+
+
+def refuse_test_set(spec: ReadSpec, decontaminate: DecontaminationSpec | None) -> None:
+    """Refuse a selection set that is a test set: choosing a mixture by its perplexity would be training on it.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    tested = {sha256_file(path): path.name for path in evaluation_files(decontaminate)} if decontaminate else {}
+    for item in list_files(spec):
+        match = tested.get(sha256_file(item.path))
+        if match or _TEST_FILE.search(Path(item.relative).stem):
+            reason = f"is the evaluation file {match}" if match else "is by its name a test set"
+            raise ValueError(f"selection_set: {item.relative} {reason}; choose mixtures on training or validation text")
 
 
 class EvaluationIndex:

@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.text.disturbance import Disturber
 from datamodules.text.mixture import Blend
 from datamodules.text.packing import HeldOutWindows, PackedSource
 
@@ -25,8 +26,8 @@ def _same(batch: Any) -> Any:
 class _TrainWindows(Dataset):
     """(source [m], item [m]) -> TensorDict batch."""
 
-    def __init__(self, sources: list[PackedSource], document_ids: bool) -> None:
-        self.sources, self.document_ids = sources, document_ids
+    def __init__(self, sources: list[PackedSource], document_ids: bool, disturber: Disturber | None = None) -> None:
+        self.sources, self.document_ids, self.disturber = sources, document_ids, disturber
 
     def __getitem__(self, index: tuple[np.ndarray, np.ndarray]) -> TensorDict:
         source, items = index
@@ -39,6 +40,8 @@ class _TrainWindows(Dataset):
             tokens[rows] = part
             if ids is not None:
                 ids[rows] = part_ids
+        if self.disturber is not None:
+            self.disturber(tokens, ids, [self.sources[number].name for number in source.tolist()], items)
         window = torch.from_numpy(tokens)
         batch = {
             "input_ids": window[:, :-1].contiguous(),
@@ -149,6 +152,7 @@ class TrainLoader:
     Args:
         steps_done: gives the completed optimiser steps; asked whenever iteration starts.
         max_steps: optimiser steps of the whole run.
+        disturber: of the windows' text, or None.
 
     ``len()`` is ``max_steps * A`` also after a resume, as Lightning counts batches from the start of the run, while
     iteration yields the batches that are left.
@@ -157,12 +161,13 @@ class TrainLoader:
     def __init__(
         self, sources: list[PackedSource], position: StreamPosition, *, max_steps: int, world_size: int, rank: int,
         accumulate: int, steps_done: Callable[[], int], document_ids: bool = False, num_workers: int = 0,
+        disturber: Disturber | None = None,
     ) -> None:  # fmt: skip
         self.micro_batch = micro_batch_size(position.batch_size, world_size, accumulate)
         self._position = position
         self._max_steps, self._world_size, self._rank = max_steps, world_size, rank
         self._accumulate, self._steps_done, self._num_workers = accumulate, steps_done, num_workers
-        self._windows = _TrainWindows(sources, document_ids)
+        self._windows = _TrainWindows(sources, document_ids, disturber)
 
     def __len__(self) -> int:
         return self._max_steps * self._accumulate
@@ -263,6 +268,23 @@ def restore_position(
     consumed = state["consumed_samples"]
     position.restore(state["step"], consumed, [consumed], [0])
     return state["accumulate_grad_batches"]
+
+
+def first_difference(saved: Mapping[str, Any], now: Mapping[str, Any], fields: Iterable[str]) -> str:
+    """The first of ``fields`` that differs, and how; empty where none does."""
+    for field in fields:
+        old, new = saved.get(field), now[field]
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            name = next(key for key in (*old, *new) if old.get(key) != new.get(key))
+            return f"{field}[{name!r}] was {_short(old.get(name))}, is {_short(new.get(name))}"
+        return f"{field} was {_short(old)}, is {_short(new)}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    return "absent" if value is None else value[:12] if isinstance(value, str) else str(value)
 
 
 def training_steps(trainer: Any, owner: str) -> int:

@@ -55,14 +55,14 @@ class Blend:
         return sources, items
 
 
-def check_weights(weights: Mapping[str, float]) -> None:
+def check_weights(weights: Mapping[str, float], what: str = "mixture: weight of source") -> None:
     """Raise a one-line ValueError for an empty mixture or a weight that is not a finite number > 0."""
     if not weights:
         raise ValueError("mixture: no source")
     for name, weight in weights.items():
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if not number or not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"mixture: weight of source {name} must be a finite number > 0, got {weight!r}")
+            raise ValueError(f"{what} {name} must be a finite number > 0, got {weight!r}")
 
 
 def mixture_weights(
@@ -112,3 +112,21 @@ def mixture_weights(
     total = math.fsum(ratios)
     scaled = {name: rest * ratio / total for name, ratio in shares.items()}
     return {name: scaled[name] if name in scaled else float(replay[name]) for name in names}
+
+
+def given_shares(names: Sequence[str], shares: Mapping[str, float], known: Sequence[str]) -> dict[str, float]:
+    """Shares of the stream as they are given, any scale.
+
+    Args:
+        names: training sources that are present; known: all of the config.
+
+    Raises:
+        ValueError: an unknown source, one without a share, or a share that is not a finite number > 0.
+    """
+    if unknown := [name for name in shares if name not in known]:
+        raise ValueError(f"shares: unknown source {unknown[0]!r}; sources: {', '.join(known)}")
+    if missing := [name for name in names if name not in shares]:
+        raise ValueError(f"shares: source {missing[0]!r} has none; name every source: {', '.join(known)}")
+    check_weights({name: shares[name] for name in names})
+    total = math.fsum(shares[name] for name in names)
+    return {name: float(shares[name]) / total for name in names}

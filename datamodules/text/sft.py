@@ -44,6 +44,7 @@ class SFTSource:
         prompt: text of the prompt, with ``{field}`` for fields of the row, e.g. ``"Q: {question}\\nA:"``.
         response: likewise, what the model has to write, e.g. ``" {answer}"``.
         strip_calculator_marks: remove GSM8K's ``<<a=b>>`` annotations from both.
+        licence: of the text (an SPDX name), for model cards; None = unknown.
     """
 
     name: str
@@ -51,6 +52,7 @@ class SFTSource:
     prompt: str = "{prompt}"
     response: str = "{response}"
     strip_calculator_marks: bool = False
+    licence: str | None = None
 
     def check(self) -> None:
         """Raise one-line ValueErrors for what can be seen without reading the file."""
@@ -106,6 +108,8 @@ def _refuse(message: str) -> None:
 def sft_folder(sources: Sequence[SFTSource], tokenizer: TextTokenizer, cache_dir: Path) -> Path:
     """Cache folder of these examples under this tokenizer, named by a digest of all that shapes the tokens."""
     content = [{**asdict(source), "path": sha256_file(Path(source.path))} for source in sources]
+    for source in content:
+        del source["licence"]  # shapes no token
     return cache_dir / f"sft-{canonical_digest([content, tokenizer.hash])[:24]}"
 
 
@@ -167,6 +171,7 @@ class SFTRows:
     Attributes:
         row_source: int64 [rows], source number of every row.
         row_targets: int64 [rows], labels of every row that are not -100.
+        shard: the examples of all splits, one document each.
         dropped: examples left out as overlong.
 
     Raises:
@@ -188,14 +193,14 @@ class SFTRows:
         seed: int = 0,
     ) -> None:
         self.seq_len, self.split, self._seed, self._filler = seq_len, split, seed, filler
-        self._shard = TokenShard(folder / "tokens", tokenizer_hash=tokenizer_hash)
+        self.shard = TokenShard(folder / "tokens", tokenizer_hash=tokenizer_hash)
         table = np.fromfile(folder / "examples.bin", dtype="<i8")
-        if table.size != 4 * self._shard.meta["documents"]:
+        if table.size != 4 * self.shard.meta["documents"]:
             raise ValueError(f"SFT cache {folder}: examples.bin does not fit its tokens; delete the folder")
         table = table.reshape(-1, 4)
         self._prompt = table[:, _PROMPT]
         # The first token is never a target: n tokens take n - 1 places.
-        self._length = np.diff(self._shard.offset_array) - 1
+        self._length = np.diff(self.shard.offset_array) - 1
         held_out = table[:, _DIGEST].astype(np.uint64) < np.uint64(round(holdout_fraction * (2**64 - 1)))
         chosen = held_out if split == "validation" else ~held_out
         if source is not None:
@@ -218,6 +223,7 @@ class SFTRows:
         for number in range(len(sources)):
             of_source = kept[table[kept, _SOURCE] == number]
             rows += _pack(of_source, self._length, seq_len) if packing else list(of_source[:, None])
+        self._example_source = table[:, _SOURCE]
         self._order = np.concatenate(rows) if rows else kept
         self._starts = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
         self.row_source = table[self._order[self._starts[:-1]], _SOURCE]
@@ -229,6 +235,10 @@ class SFTRows:
 
     def __len__(self) -> int:
         return len(self._starts) - 1
+
+    def examples_of(self, source: int) -> np.ndarray:
+        """Numbers of a source's examples in the rows, which are those of the shard's documents: int64, ascending."""
+        return np.sort(self._order[self._example_source[self._order] == source])
 
     @property
     def fill(self) -> float:
@@ -274,9 +284,9 @@ class SFTRows:
         within = np.arange(int(length.sum())) - np.repeat(before, length)
         row = np.repeat(piece_row, length)
         column = np.repeat(before - row_begin[piece_row], length) + within
-        source = np.repeat(self._shard.offset_array[example], length) + within
-        inputs[row, column] = self._shard.token_array[source]
-        target = self._shard.token_array[source + 1].astype(np.int64)
+        source = np.repeat(self.shard.offset_array[example], length) + within
+        inputs[row, column] = self.shard.token_array[source]
+        target = self.shard.token_array[source + 1].astype(np.int64)
         labels[row, column] = np.where(within + 1 >= np.repeat(self._prompt[example], length), target, IGNORED)
         if not document_ids:
             return inputs, labels, None

@@ -34,6 +34,7 @@ class ReadSpec:
         bad_input: undecodable text or a broken record stops with an error, or is skipped and counted.
             None = error, except for packages, whose test data holds broken files on purpose.
         missing: an absent path or package is an error, or leaves the source out with a warning.
+        licence: of the text (an SPDX name), for model cards; None = a package's own, else unknown.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ReadSpec:
     oversize: Literal["drop", "split"] = "drop"
     bad_input: Literal["error", "skip"] | None = None
     missing: Literal["error", "skip"] = "error"
+    licence: str | None = None
 
     def check(self) -> None:
         """Raise one-line ValueErrors for what can be seen without touching a file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -13,10 +13,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from tensordict import TensorDict
 from torch import Tensor
 
+from modules.contracts.corpora import Disturbance
 from modules.language.specs import LoraSpec, ModelSpec, build_network
 from modules.llemma.evaluation import EvaluationSettings, TaskEvaluator, TaskTally
+from modules.networks.causal_lm import CausalLM
 from modules.networks.llama import Llama
 from modules.objectives.lm import bits_per_byte, lm_cross_entropy, perplexity
+
+if TYPE_CHECKING:
+    from modules.assurance.subject import Subject
 
 
 class NonFiniteGradientError(RuntimeError):
@@ -162,12 +167,16 @@ class Llemma(LightningModule):
             self._rows_folder = Path(folder) / "items"
 
     def configure_optimizers(self) -> Any:
+        return self.optimizer_of(self.llama)
+
+    def optimizer_of(self, network: CausalLM) -> dict[str, Any]:
+        """A fresh optimiser and schedule for ``network``, this module's or a copy."""
         from modules.language.optim import build_optimizer
         from modules.language.schedule import lr_lambda
 
         options = self.options
         optimizer = build_optimizer(
-            self.llama,
+            network,
             options["optimizer"],
             lr=options["lr"],
             betas=options["betas"],
@@ -380,6 +389,23 @@ class Llemma(LightningModule):
             self._evaluator = None
 
     # -------------------------------------------------------------------------------------------------------- contracts
+
+    def assurance_subject(self) -> Subject:
+        """What assurance probes may ask of this model, on the held-out text of the run's data."""
+        from modules.llemma.assurance import language_subject
+
+        return language_subject(self, getattr(self.trainer, "datamodule", None))
+
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """The checkpoint's weights; skipped steps are counted from 0."""
+        self.load_state_dict(checkpoint["state_dict"])
+        self.get_buffer("nonfinite_steps").zero_()
+
+    def disturbances(self) -> Mapping[str, Disturbance]:
+        """The ways to disturb training text: those that robustness is measured under, with other draws."""
+        from modules.assurance.text.perturbations import PERTURBATIONS
+
+        return PERTURBATIONS
 
     def work_per_batch(self, batch: TensorDict) -> int:
         return batch["input_ids"].numel()

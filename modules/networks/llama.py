@@ -75,14 +75,15 @@ class LlamaAttention(nn.Module):
         if use_fused(x):
             query, key = fused.rotary(query, *rope), fused.rotary(key, *rope)
         else:
-            query, key = (_rotate(states.transpose(1, 2), *rope).to(dtype) for states in (query, key))
+            query, key = (rotated(states.transpose(1, 2), *rope).to(dtype) for states in (query, key))
         if cache is not None:
             key, value = cache.write(layer, key, value)
         out = attend(query, key, value, plan)
         return self.o_proj(out.reshape(batch, length, -1).to(dtype))
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions applied: x [B, heads, T, D], cos and sin [T, D/2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
