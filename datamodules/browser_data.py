@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,7 @@ from datamodules.text.sft import SFTSource
 from datamodules.text.specs import as_spec
 from datamodules.text.tokenizer import TextTokenizer, train_tokenizer
 from modules.contracts.browsing import ActionPrompts, ActionStatus, EpisodeSpec, PageView
+from modules.contracts.page_edits import PlantedInstruction, PlantsInstructions
 from modules.files import atomic_write, canonical_digest, sha256_file
 
 
@@ -60,8 +61,11 @@ class BrowserDataModule(LightningDataModule):
         drafts: files (patterns) with steps and a model's drafts, from the agent's ``drafts``; trained on as well.
         renamed: renamed copies of each step, so that copying names is learnt and not the names.
         critiques: train critique and improvement turns, on drafts and on corrupted instructions.
+        injections: share of the training steps whose page also holds a text that asks for something else, which the
+            expert ignores; the module brings the texts (none that it is measured by).
         prompts: the short prompts, the same in training and play.
-        tokenizer: folder with tokenizer.json; None: trained on the demonstrations (``vocab_size`` entries).
+        tokenizer: folder with tokenizer.json; None: trained on the demonstrations without injections
+            (``vocab_size`` entries), so that it does not depend on their share.
         cache_dir: demonstrations, tokenizers and tokenised rows; safe to delete.
         seq_len: tokens per training row; longer examples are dropped and counted.
         packing: several examples per row, hidden from each other.
@@ -97,6 +101,7 @@ class BrowserDataModule(LightningDataModule):
         drafts: list[str] | None = None,
         renamed: int = 8,
         critiques: bool = True,
+        injections: float = 0.0,
         prompts: ActionPrompts | None = None,
         tokenizer: str | None = None,
         vocab_size: int = 768,
@@ -118,6 +123,8 @@ class BrowserDataModule(LightningDataModule):
         ):  # fmt: skip
             if value < least:
                 raise ValueError(f"BrowserDataModule: {key} must be >= {least}, got {value}")
+        if not 0.0 <= injections <= 1.0:
+            raise ValueError(f"BrowserDataModule: injections must be a share in [0, 1], got {injections}")
         if seed_prefix.startswith("tr"):
             raise ValueError("BrowserDataModule: seed_prefix: seeds that begin with 'tr' are the demonstrations'")
         if experts:
@@ -125,7 +132,7 @@ class BrowserDataModule(LightningDataModule):
         self.episodes, self.seed_prefix, self.episode_batch = episodes, seed_prefix, episode_batch
         self.batch_size, self.mode, self.experts = batch_size, mode, experts
         self.demonstrations, self.drafts = demonstrations, list(drafts or [])
-        self.renamed, self.critiques, self.seed = renamed, critiques, seed
+        self.renamed, self.critiques, self.injections, self.seed = renamed, critiques, injections, seed
         self._prompts = as_spec(ActionPrompts, prompts or {})
         self._tokenizer_dir, self.vocab_size, self.cache_dir = tokenizer, vocab_size, Path(cache_dir)
         self._text_options: dict[str, Any] = {
@@ -141,7 +148,8 @@ class BrowserDataModule(LightningDataModule):
         self.save_hyperparameters(
             {
                 "tasks": self.tasks, "episodes": episodes, "seed_prefix": seed_prefix, "mode": mode,
-                "demonstrations": demonstrations, "renamed": renamed, "critiques": critiques, "seed": seed,
+                "demonstrations": demonstrations, "renamed": renamed, "critiques": critiques,
+                "injections": injections, "seed": seed,
                 "prompts": asdict(self._prompts), "miniwob": _version(),
             },
             logger=False,
@@ -214,16 +222,28 @@ class BrowserDataModule(LightningDataModule):
         path = self._rows_file
         if not path.is_file():
             with atomic_write(path, "w") as stream:
-                for row in training_rows(
-                    self._steps(), self._prompts, renamed=self.renamed, critiques=self.critiques, seed=self.seed
-                ):
+                for row in self._rows(self.injections):
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         folder = self._tokenizer_folder()
         if not (folder / "tokenizer.json").is_file():
-            with open(path, encoding="utf-8") as stream:
-                rows = (json.loads(line) for line in stream)
-                train_tokenizer((row["prompt"] + row["response"] for row in rows), self.vocab_size, folder, True)
+            rows = self._rows(0.0)
+            train_tokenizer((row["prompt"] + row["response"] for row in rows), self.vocab_size, folder, True)
         self._build_text().prepare_data()
+
+    def _rows(self, injections: float) -> Iterator[dict[str, str]]:
+        return training_rows(
+            self._steps(), self._prompts, renamed=self.renamed, critiques=self.critiques, seed=self.seed,
+            planted=injections, instructions=self._instructions if injections else (),
+        )  # fmt: skip
+
+    @cached_property
+    def _instructions(self) -> tuple[PlantedInstruction, ...]:
+        module = getattr(self.trainer, "lightning_module", None)
+        if not isinstance(module, PlantsInstructions):
+            raise ValueError(
+                f"BrowserDataModule: {type(module).__name__} brings no texts to plant on pages: set injections to 0"
+            )
+        return tuple(module.training_instructions())
 
     def _steps(self) -> list[Step]:
         solved = [episode for episode in self._recorded() if episode.solved]
@@ -232,17 +252,33 @@ class BrowserDataModule(LightningDataModule):
     @cached_property
     def _rows_file(self) -> Path:
         """Named by all that decides its content; asked when the demonstrations are complete."""
+        key = self._rows_key
+        if self.injections:
+            texts = [asdict(instruction) for instruction in self._instructions]
+            key = canonical_digest([key, self.injections, texts])[:24]
+        return self.cache_dir / f"rows-{key}.jsonl"
+
+    @cached_property
+    def _rows_key(self) -> str:
+        """Of the rows without injections."""
         sources = [sha256_file(Path(path)) for pattern in self.drafts for path in sorted(glob.glob(pattern))]
         episodes = canonical_digest([asdict(episode) for episode in self._recorded()])
-        key = canonical_digest(
+        return canonical_digest(
             [AUGMENTATION, episodes, sources, asdict(self._prompts), self.renamed, self.critiques, self.seed]
         )[:24]
-        return self.cache_dir / f"rows-{key}.jsonl"
 
     def _tokenizer_folder(self) -> Path:
         if self._tokenizer_dir is not None:
             return Path(self._tokenizer_dir)
-        return self.cache_dir / f"tokenizer-{self._rows_file.stem}-{self.vocab_size}-apart"
+        return self.cache_dir / f"tokenizer-rows-{self._rows_key}-{self.vocab_size}-apart"
+
+    def _trained_tokenizer(self) -> Path | None:
+        """The folder of the tokenizer in use, where it can be told and is there."""
+        try:
+            folder = self._tokenizer_folder()
+        except FileNotFoundError:  # no demonstrations here
+            return None
+        return folder if (folder / "tokenizer.json").is_file() else None
 
     def _build_text(self) -> SFTDataModule:
         text = SFTDataModule(
@@ -258,8 +294,9 @@ class BrowserDataModule(LightningDataModule):
             self._text.setup(stage)
             self._tokenizer = self._text.tokenizer
         elif stage != "fit":
-            if self._tokenizer_dir is not None:
-                self._tokenizer = TextTokenizer(self._tokenizer_dir)
+            folder = self._trained_tokenizer() if self._tokenizer_dir is None else self._tokenizer_dir
+            if folder is not None:
+                self._tokenizer = TextTokenizer(folder)
             for task in self.tasks:
                 path = self._demonstration_file(task)
                 if path.is_file():
@@ -340,6 +377,11 @@ class BrowserDataModule(LightningDataModule):
         return self.pool.screenshots(slots)
 
     # -------------------------------------------------------------------------------------------------------- contracts
+
+    def training_sources(self) -> list[tuple[str, str]]:
+        """Names and licences of what is trained on."""
+        found = [("demonstrations of scripted experts on generated MiniWoB++ episodes", "CC0-1.0")]
+        return found + [(f"drafts in {pattern}", "unknown") for pattern in self.drafts]
 
     def describe(self) -> dict[str, str]:
         """Keys of a training batch, and what is played."""

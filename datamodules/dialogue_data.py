@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
+from tensordict import TensorDict
 
 from datamodules.text.dialogue_tokens import (
     TASKS,
@@ -18,11 +20,23 @@ from datamodules.text.dialogue_tokens import (
     DialogueTokenizer,
     DialogueTrainLoader,
     EncodedSamples,
+    Ragged,
     Task,
+    encode_prompts,
+    encode_replies,
     prepare_tokenizer,
     tokenizer_folder,
 )
-from datamodules.text.dialogues import Dialogue, drop_duplicates, read_dialogues, reply_samples
+from datamodules.text.dialogues import (
+    END_OF_UTTERANCE,
+    Dialogue,
+    drop_duplicates,
+    last_utterance,
+    normalise_utterance,
+    prompt_text,
+    read_dialogues,
+    reply_samples,
+)
 from datamodules.text.loader import (
     StreamPosition,
     align_batch_progress,
@@ -33,10 +47,11 @@ from datamodules.text.loader import (
     training_steps,
 )
 from datamodules.text.permutation import Permutation, derive_keys
+from datamodules.text.preferences import pairs_from_replies
 from datamodules.text.specs import as_spec
 from datamodules.text.synthetic_dialogues import SyntheticDialogue
 from datamodules.text.tokenizer import TextTokenizer
-from modules.contracts import PromptSample
+from modules.contracts import PromptSample, ReplyPair
 from modules.files import canonical_digest
 
 Split = Literal["train", "val", "test"]
@@ -80,6 +95,7 @@ class DialogueDataModule(LightningDataModule):
         synthetic_seed: of the synthetic dialogues.
         mismatched: a line with another number of utterances than of labels is an error, or is skipped.
         lowercase: lower-case all text.
+        licence: of the dialogues at ``path``, for the model's card; synthetic ones are CC0-1.0.
         num_workers: loader processes; 0 is right for tokens in memory.
 
     Raises:
@@ -109,6 +125,7 @@ class DialogueDataModule(LightningDataModule):
         synthetic_seed: int = 0,
         mismatched: Literal["error", "skip"] = "error",
         lowercase: bool = True,
+        licence: str = "unknown",
         num_workers: int = 0,
     ) -> None:
         super().__init__()
@@ -119,7 +136,7 @@ class DialogueDataModule(LightningDataModule):
             "max_prompt_tokens": max_prompt_tokens, "max_response_tokens": max_response_tokens,
             "batch_size": batch_size, "eval_batch_size": eval_batch_size or batch_size, "val_samples": val_samples,
             "test_samples": test_samples, "task": task, "seed": seed, "synthetic_dialogues": synthetic_dialogues,
-            "synthetic_seed": synthetic_seed, "mismatched": mismatched, "lowercase": lowercase,
+            "synthetic_seed": synthetic_seed, "mismatched": mismatched, "lowercase": lowercase, "licence": licence,
         }  # fmt: skip
         self.options: dict[str, Any] = options
         self.tokenizer_spec = tokenizer if isinstance(tokenizer, str) else as_spec(DialogueTokenizer, tokenizer)
@@ -291,6 +308,53 @@ class DialogueDataModule(LightningDataModule):
         if split not in SPLITS:
             raise ValueError(f"DialogueDataModule: no split {split!r}; there are {', '.join(SPLITS)}")
         return self._samples[split]
+
+    natural_language, endless = True, False
+    seed_of_pairs = 0
+
+    @property
+    def held_out(self) -> str:
+        """``test``, or ``val`` where there is no test split."""
+        return "test" if self.samples("test") else "val"
+
+    def as_prompt(self, text: str, finished: bool = True) -> str:
+        """``text`` written as the dialogues are; ``finished``: as an utterance, so that what follows is a reply."""
+        plain = normalise_utterance(text, self.options["lowercase"])
+        return prompt_text([plain]) if finished else plain
+
+    def last_said(self, prompt: str) -> tuple[str, str]:
+        """What stands before the last utterance, and that utterance."""
+        last = last_utterance(prompt)
+        before = prompt.removesuffix(f" {END_OF_UTTERANCE}").removesuffix(last)
+        return f"{before} " if before else "", last.strip()
+
+    def prompt_batch(self, prompts: Sequence[str]) -> TensorDict:
+        """``prompt_ids`` and ``prompt_length`` of prompts, cut at the beginning as the data's own.
+
+        Raises:
+            ValueError: a prompt without tokens.
+        """
+        encoded = Ragged(encode_prompts(prompts, self.tokenizer, self.options["max_prompt_tokens"]))
+        ids, length = encoded.padded(np.arange(len(prompts)), self.tokenizer.eod_id)
+        content = {"prompt_ids": torch.from_numpy(ids), "prompt_length": torch.from_numpy(length)}
+        return TensorDict(content, batch_size=[len(prompts)])
+
+    def reply_tokens(self, replies: Sequence[str]) -> list[list[int]]:
+        """Token ids of replies, each ended where that fits."""
+        return encode_replies(replies, self.tokenizer, self.options["max_response_tokens"])
+
+    def licences(self) -> Mapping[str, str]:
+        """Source of the dialogues -> its licence."""
+        if self.options["path"] is None:
+            return {"synthetic dialogues": "CC0-1.0"}
+        return {f"dialogues in {Path(self.options['path']).name}": self.options["licence"]}
+
+    def pairs(self, split: str) -> Sequence[ReplyPair]:
+        """For every reply that can be made worse, the human one and another (:func:`pairs_from_replies`)."""
+        samples = self.samples(split)
+        known = {(one.prompt, one.reference): one for one in samples}
+        made = pairs_from_replies(samples, f"{self.seed_of_pairs}/{split}")
+        return [ReplyPair(known[pair.prompt, pair.chosen], pair.rejected) for pair in made]
 
     def describe(self) -> dict[str, str]:
         """Keys, dtypes and shapes of a training batch on this rank."""

@@ -14,7 +14,7 @@ from datamodules.games.expand import expand
 from datamodules.games.mixture_model import MixtureModelGame
 from datamodules.games.normal_form import NormalFormGame
 from datamodules.games.open_spiel_games import OpenSpielGame
-from datamodules.games.play import PADDING, play
+from datamodules.games.play import PADDING, Policy, play
 from datamodules.games.rules import Rules
 from datamodules.games.sequence_form import SequenceFormGame
 from datamodules.games.simulate import PolicyTables, TreeSimulator
@@ -230,6 +230,16 @@ class GameDataModule(LightningDataModule):
             length = self.rules.max_moves if world > 1 else max(one["player"].shape[1] for one in played)
             played = [_padded(one, length) for one in played]
         return TensorDict.cat(played)  # pyright: ignore[reportReturnType]
+
+    def play_games(self, policy: Policy, seats: torch.Tensor, seed: int) -> TensorDict:
+        """Games played by the rules apart from training; see :class:`modules.contracts.PlaysGames`.
+
+        Raises:
+            ValueError: a game on a tree (``expand: true``), or a policy that gives no distributions.
+        """
+        if self.rules is None:
+            raise ValueError("GameDataModule: play_games: plays by the rules alone: set expand: false")
+        return play(self.rules, policy, seats, stream(seed, device=seats.device))
 
     def _play(self, tables: PolicyTables | None, request: PlayRequest, number: int) -> TensorDict:
         device = self.simulator.device if self.simulator is not None else request.weights[0].device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,9 @@ class GoldProxyDataModule(LightningDataModule):
         ]
         self.save_hyperparameters(logger=False)
 
+    natural_language, endless = False, True
+    held_out = "test"
+
     @property
     def seq_len(self) -> int:
         """Tokens of a prompt."""
@@ -97,6 +100,30 @@ class GoldProxyDataModule(LightningDataModule):
         if split not in ("train", "val", "test"):
             raise ValueError(f"GoldProxyDataModule: no split {split!r}; there are train, val, test")
         return self._samples
+
+    def as_prompt(self, text: str, finished: bool = True) -> str:
+        """``text`` as it is: prompts are names of tokens."""
+        return text
+
+    def last_said(self, prompt: str) -> tuple[str, str]:
+        """A prompt is one piece."""
+        return "", prompt
+
+    def prompt_batch(self, prompts: Sequence[str]) -> TensorDict:
+        """``prompt_ids`` ``[B, 2]`` and ``prompt_length``. Raises: ValueError for a prompt of another length."""
+        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        if wrong := [prompt for prompt, row in zip(prompts, ids, strict=True) if len(row) != 2]:
+            raise ValueError(f"GoldProxyDataModule: a prompt is an act and a token, got {wrong[0]!r:.60}")
+        content = {"prompt_ids": torch.tensor(ids).view(-1, 2), "prompt_length": torch.full((len(ids),), 2)}
+        return TensorDict(content, batch_size=[len(ids)])
+
+    def reply_tokens(self, replies: Sequence[str]) -> list[list[int]]:
+        """Token ids; no token ends a reply."""
+        return [self.tokenizer.encode(reply) for reply in replies]
+
+    def licences(self) -> Mapping[str, str]:
+        """Prompts are drawn from the seed."""
+        return {"prompts drawn from the run's seed": "CC0-1.0"}
 
     def describe(self) -> dict[str, str]:
         """Keys, dtypes and shapes of a training batch on this rank."""

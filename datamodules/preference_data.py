@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from datamodules.text.dialogue_tokens import Batches, Ragged, encode_prompts, en
 from datamodules.text.permutation import Permutation, derive_keys
 from datamodules.text.preferences import PreferencePair, pairs_from_replies, read_preferences
 from datamodules.text.tokenizer import TextTokenizer
-from modules.contracts import PromptSample
+from modules.contracts import PromptSample, ReplyPair
 
 
 class EncodedPairs:
@@ -120,6 +121,24 @@ class PreferenceDataModule(DialogueDataModule):
         options = self.options
         encoded = EncodedPairs(pairs, self._tokenizer, options["max_prompt_tokens"], options["max_response_tokens"])
         return encoded, [list(astuple(pair)) for pair in pairs]
+
+    @property
+    def seed_of_pairs(self) -> int:  # type: ignore[override]
+        """Of the pairs made from dialogues."""
+        return self.pairs_seed
+
+    def pairs(self, split: str) -> Sequence[ReplyPair]:
+        """Those of the files, or else made from the dialogues: what the loaders' batches hold."""
+        if self.files["train"] is None:
+            return super().pairs(split)
+        samples = self.samples(split)
+        return [ReplyPair(one, pair.rejected) for one, pair in zip(samples, self._pairs[split], strict=True)]  # type: ignore[index]
+
+    def licences(self) -> Mapping[str, str]:
+        """Source of the pairs -> its licence."""
+        if self.files["train"] is None:
+            return super().licences()
+        return {f"pairs in {Path(self.files['train']).name}": self.options["licence"]}
 
     def describe(self) -> dict[str, str]:
         """Keys, dtypes and shapes of a training batch on this rank."""

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict
 from torch.utils.data import Dataset
 
+from datamodules.text.excerpts import UNKNOWN, frequencies, pieces
 from datamodules.text.loader import (
     HeldOutLoader,
     StreamPosition,
@@ -26,6 +27,7 @@ from datamodules.text.loader import (
 from datamodules.text.sft import SFTRows, SFTSource, prepare_sft, sft_folder
 from datamodules.text.specs import as_spec
 from datamodules.text.tokenizer import TextTokenizer
+from modules.contracts.corpora import Excerpts, TextSplit
 
 
 class _SFTBatches(Dataset):
@@ -213,6 +215,37 @@ class SFTDataModule(LightningDataModule):
         """Source of each validation dataloader."""
         self._need_setup()
         return list(self._held_out)
+
+    def corpora(self, split: TextSplit) -> tuple[str, ...]:
+        """Sources that have examples in ``split``; ``test`` are the held-out ones."""
+        self._need_setup()
+        return tuple(self.source_names if split == "train" else self._held_out)
+
+    def excerpts(self, split: TextSplit, corpus: str, length: int) -> Excerpts:
+        """Examples, prompt and response, cut into pieces of ``length`` tokens.
+
+        Raises:
+            ValueError: the source has no example in ``split``.
+        """
+        if corpus not in self.corpora(split):
+            raise ValueError(
+                f"excerpts: source {corpus!r} has no {split} example; those that have: {self.corpora(split)}"
+            )
+        rows = self._need_setup() if split == "train" else self._held_out[corpus]
+        return pieces(corpus, rows.shard, length, rows.examples_of(self.source_names.index(corpus)))
+
+    def token_counts(self) -> np.ndarray:
+        """``[vocab_size]`` float64: relative frequencies of tokens in the examples."""
+        return frequencies(self._need_setup().shard, self._tokenizer.vocab_size)
+
+    def stream_shares(self) -> dict[str, float]:
+        """Source -> its share of the rows trained on."""
+        counts = np.bincount(self._need_setup().row_source, minlength=len(self.sources))
+        return {name: float(count / counts.sum()) for name, count in zip(self.source_names, counts, strict=True)}
+
+    def licences(self) -> dict[str, str]:
+        """Source -> licence of its text."""
+        return {source.name: source.licence or UNKNOWN for source in self.sources}
 
     @property
     def steps_per_epoch(self) -> int:

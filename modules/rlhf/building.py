@@ -1,8 +1,9 @@
-"""Policy, reference and critic from a config."""
+"""Policy, reference, critic and multipliers from a config."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from modules.language.specs import LoraSpec, ModelSpec, Tuning, build_network
 from modules.networks.markov_lm import MarkovConfig, MarkovLM
 from modules.rlhf.critic import Critic
 from modules.rlhf.gold_proxy import gold_proxy_table
-from modules.rlhf.settings import CriticSpec
+from modules.rlhf.multipliers import Multipliers
+from modules.rlhf.settings import CriticSpec, MultiplierSpec, Problem
 from modules.seeds import global_seed, stream_seed
 
 _INIT = 53  # keeps start weights apart from other uses of the run's seed
@@ -49,3 +51,49 @@ def build_networks(
         )
     reference = copy.deepcopy(network).requires_grad_(False) if tuning == "full" else None
     return network, reference, heads
+
+
+def build_multipliers(spec: MultiplierSpec, problem: Problem) -> Multipliers | None:
+    """The problem's multipliers; ``None`` where rewards have fixed weights and no constraint."""
+    if problem.objective == "fixed":
+        return None
+    return Multipliers(
+        [problem.names[i] for i in problem.constrained],
+        problem.kinds,
+        problem.thresholds,
+        parameterisation=spec.parameterisation,
+        lr=spec.lr,
+        momentum=spec.momentum,
+        clip=spec.clip,
+        init=spec.init,
+        init_std=spec.init_std,
+        lambda_max=spec.lambda_max,
+        lambda_clip=spec.lambda_clip,
+        relative=spec.relative,
+        window=spec.window,
+        frozen_weights=problem.weights if problem.frozen else None,
+    )
+
+
+def start_from(checkpoint: Mapping[str, Any], module: Any) -> None:
+    """Give a module policy, reference and critic of another run, and its multipliers if that had the same variant.
+
+    Thresholds, coefficients, searches and records are the module's own: they belong to a run.
+
+    Raises:
+        ValueError: the checkpoint has no policy, or policy or critic of another form.
+    """
+    parts = ("network", "reference", "critic")
+    state = {name: value for name, value in checkpoint["state_dict"].items() if name.split(".")[0] in parts}
+    if not any(name.startswith("network.") for name in state):
+        raise ValueError("the checkpoint holds no policy: it is another kind of module's")
+    for name, value in module.state_dict().items():
+        if name.split(".")[0] in parts:
+            if name not in state:
+                raise ValueError(f"the checkpoint holds no {name}: give policy and critic the settings of that run")
+            if getattr(state[name], "shape", None) != getattr(value, "shape", None):
+                raise ValueError(f"{name} is {tuple(state[name].shape)}, the module's {tuple(value.shape)}")
+    module.load_state_dict(state, strict=False)
+    if module.multipliers is not None:
+        same = checkpoint.get("hyper_parameters", {}).get("variant") == module.variant
+        module.multipliers.start_anew(checkpoint["state_dict"].get("multipliers.raw") if same else None)

@@ -15,6 +15,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from modules.assurance.subject import Subject
 from modules.contracts import ProvidesPrompts
 from modules.language.adapters import adapters_disabled
 from modules.language.checkpoint import export_hf
@@ -25,10 +26,11 @@ from modules.networks.markov_lm import MarkovLM
 from modules.objectives.advantage import standardise
 from modules.objectives.lagrangian import mix_advantages, stream_coefficients
 from modules.objectives.ppo import approximate_kl, clipped_surrogate
-from modules.rlhf.building import build_networks
+from modules.rlhf.building import build_multipliers, build_networks, start_from
 from modules.rlhf.critic import Critic
 from modules.rlhf.evaluating import ResponseEvaluator
 from modules.rlhf.figures import reward_unit_figures, rollout_figures, stream_figures, update_figures
+from modules.rlhf.history import History
 from modules.rlhf.multipliers import Multipliers
 from modules.rlhf.rewards.base import Evaluation, Reward
 from modules.rlhf.rollout import (
@@ -44,6 +46,7 @@ from modules.rlhf.rollout import (
 )  # fmt: skip
 from modules.rlhf.search import search_or_none
 from modules.rlhf.settings import (
+    AssuranceSpec,
     ConstraintSpec,
     CriticSpec,
     GenerationSpec,
@@ -86,7 +89,7 @@ class ConstrainedRLHF(LightningModule):
         tuning: all weights, or adapters on the start model, which without them is the reference (``int8``, ``qlora``:
             on a quantised base).
         lora: adapters; its dropout must be 0, as rollout and update must use one policy.
-        critic, multiplier, kl, ppo, generation, nelder_mead: see their classes.
+        critic, multiplier, kl, ppo, generation, nelder_mead, assurance: see their classes.
         optimizer, lr, weight_decay, betas: as :func:`modules.language.optim.build_optimizer`.
 
     Raises:
@@ -116,6 +119,7 @@ class ConstrainedRLHF(LightningModule):
         ppo: PPOSpec | None = None,
         generation: GenerationSpec | None = None,
         nelder_mead: NelderMeadSpec | None = None,
+        assurance: AssuranceSpec | None = None,
         optimizer: str = "adamw",
         lr: float = 1e-6,
         weight_decay: float = 1e-6,
@@ -129,7 +133,7 @@ class ConstrainedRLHF(LightningModule):
         self.critic_spec, self.kl, self.ppo = critic or CriticSpec(), kl or KLSpec(), ppo or PPOSpec()
         self.multiplier_spec = multiplier or MultiplierSpec()
         self.generation = generation or GenerationSpec()
-        self.search_spec = nelder_mead or NelderMeadSpec()
+        self.search_spec, self.assurance_spec = nelder_mead or NelderMeadSpec(), assurance or AssuranceSpec()
         self.variant = variant
         self.tuning: Tuning = tuning
         self.advantage: Baseline = advantage
@@ -144,6 +148,7 @@ class ConstrainedRLHF(LightningModule):
         nested = {
             "policy": policy, "lora": self.lora, "critic": self.critic_spec, "kl": self.kl, "ppo": self.ppo,
             "multiplier": self.multiplier_spec, "generation": self.generation, "nelder_mead": self.search_spec,
+            "assurance": self.assurance_spec,
         }  # fmt: skip
         self.save_hyperparameters({
             **{key: dataclasses.asdict(value) for key, value in nested.items()},
@@ -151,9 +156,11 @@ class ConstrainedRLHF(LightningModule):
             "advantage": advantage, "group_size": group_size, "tuning": tuning, "lr": lr, "optimizer": optimizer,
             "thresholds": list(self.problem.thresholds),
         })  # fmt: skip
-        self.multipliers: Multipliers | None = self._build_multipliers()
+        self.multipliers: Multipliers | None = build_multipliers(self.multiplier_spec, self.problem)
         self.search = search_or_none(self.search_spec, self.problem, self.constraint_specs, self.multipliers)
         self.register_buffer("beta", torch.tensor(self.kl.beta, dtype=torch.float64))
+        self.divergences = History(1)  # KL per token of every iteration
+        self.evaluations = History(0 if evaluation is None else len(rewards) + 1)  # score and component means
         self.network: Any = None
         self.reference: Any = None
         self.critic: Critic | None = None
@@ -178,27 +185,6 @@ class ConstrainedRLHF(LightningModule):
             raise ValueError(f"{owner}: kl.target is for variants ppo and ppo_sat; constrained ones keep beta")
         if self.problem.search and self.evaluation is None:
             raise ValueError(f"{owner}: variant nm_ppo needs an evaluation, whose score it searches by")
-
-    def _build_multipliers(self) -> Multipliers | None:
-        if self.problem.objective == "fixed":
-            return None
-        spec, problem = self.multiplier_spec, self.problem
-        return Multipliers(
-            [problem.names[i] for i in problem.constrained],
-            problem.kinds,
-            problem.thresholds,
-            parameterisation=spec.parameterisation,
-            lr=spec.lr,
-            momentum=spec.momentum,
-            clip=spec.clip,
-            init=spec.init,
-            init_std=spec.init_std,
-            lambda_max=spec.lambda_max,
-            lambda_clip=spec.lambda_clip,
-            relative=spec.relative,
-            window=spec.window,
-            frozen_weights=problem.weights if problem.frozen else None,
-        )
 
     # -- the networks -------------------------------------------------------------------------------------------------
     @property
@@ -417,6 +403,7 @@ class ConstrainedRLHF(LightningModule):
         """KL controller, and the iteration's figures."""
         self._tokens_of_batch = int(rollout["length"].sum())
         figures = rollout_figures(rollout, self._sum)
+        self.divergences.add([figures["kl/per_token"]])
         if self.kl.target is not None:
             error = (figures["kl/per_token"] - self.kl.target) / self.kl.target
             self.beta *= 1.0 + self.kl.gain * min(max(error, -self.kl.error_clip), self.kl.error_clip)
@@ -456,6 +443,10 @@ class ConstrainedRLHF(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         figures = self._evaluator.figures("val", self._world)
+        resumed = self.trainer.sanity_checking and self.global_step > 0  # these figures are on record
+        if self.evaluation is not None and self.trainer.state.fn == "fit" and not resumed:
+            keys = ("score", *map("reward/{}".format, self.problem.names))
+            self.evaluations.add([figures[f"val/{key}"] for key in keys])
         if self.trainer.sanity_checking:
             # the start model's figures: Lightning logs nothing of a sanity check
             for logger in self.trainer.loggers if self.trainer.is_global_zero else ():
@@ -473,6 +464,16 @@ class ConstrainedRLHF(LightningModule):
     def sample_texts(self) -> list[dict[str, str]]:
         """The last evaluation's first responses: ``prompt``, ``response``, ``reference`` and the scores as text."""
         return self._evaluator.texts
+
+    def assurance_subject(self) -> Subject:
+        """What assurance probes may ask of this policy, on held-out prompts of the run's data."""
+        from modules.rlhf.assurance import feedback_subject
+
+        return feedback_subject(self)
+
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """Policy, reference, critic and learnt multipliers of another run; thresholds and all else as configured."""
+        start_from(checkpoint, self)
 
     # -- files --------------------------------------------------------------------------------------------------------
     def export_pretrained(self, folder: str | Path) -> None:

@@ -17,6 +17,7 @@ from modules.objectives.lagrangian import (
     project_raw,
     raw_multipliers,
 )
+from modules.rlhf.history import History
 from modules.seeds import global_seed, stream
 
 _DEAD_GRADIENT = 6.0
@@ -130,6 +131,7 @@ class Multipliers(nn.Module):
         self.register_buffer("averaged", torch.zeros((), dtype=torch.int64))
         self.register_buffer("violated_for", torch.zeros(count, dtype=torch.int64))
         self.register_buffer("warned", torch.zeros(count, dtype=torch.bool))
+        self.trace = History(0 if self.frozen else 2 * count)
         self.set_thresholds(thresholds)
 
     def _first(self, init: float | Sequence[float] | None) -> Tensor:
@@ -226,6 +228,29 @@ class Multipliers(nn.Module):
             weights = self.weights()
             self.mean_weight.add_((weights - self.mean_weight) / self.averaged)
             self._watch(weights, used)
+            if not self.frozen:
+                self.trace.add(torch.cat([weights, self._gap(observed)]).tolist())
+
+    def _gap(self, returns: Tensor) -> Tensor:
+        """``[N]``: by how much ``returns`` miss the thresholds; at most 0: met (of an ``eq`` only 0 is)."""
+        over = returns - self.thresholds
+        return torch.stack([-over[index] if kind == "ge" else over[index] for index, kind in enumerate(self.kinds)])
+
+    def recorded(self) -> tuple[Tensor, Tensor]:
+        """``[kept, N]`` float64 each: weights after updates spread over the whole run, and how far each constraint was
+        from being met (:meth:`_gap`); empty where the weights are frozen."""
+        weights, gap = self.trace.values().tensor_split(2, dim=1)
+        return weights, gap
+
+    @torch.no_grad()
+    def start_anew(self, raw: Tensor | None) -> None:
+        """Go on from learnt ``raw`` multipliers ``[N]`` (None: one's own) with everything else as at the start."""
+        if raw is not None and raw.shape == self.raw.shape and not self.frozen:
+            self.raw.copy_(self._projected(raw.to(self.raw)))
+        for tensor in (self.velocity, self.last_return, self.history, self.updates):
+            tensor.zero_()
+        self.trace.reset()
+        self.set_thresholds(self.thresholds.clone())
 
     @torch.no_grad()
     def _windowed(self, observed: Tensor) -> Tensor:

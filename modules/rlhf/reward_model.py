@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from modules.assurance.subject import Subject
 from modules.files import atomic_directory, read_json_object
 from modules.language.checkpoint import TokenizerMismatchError, export_hf, hash_tokenizer
 from modules.language.specs import LoraSpec, ModelSpec, Tuning, build_network
@@ -136,6 +137,12 @@ class PreferenceRewardModel(SupervisedModule):
         return sums, counted.sum()
 
     # ------------------------------------------------------------------------------------------------------- contracts
+
+    def assurance_subject(self) -> Subject:
+        """What assurance probes may ask of this reward model, on held-out pairs of the run's data."""
+        from modules.rlhf.assurance import judge_subject
+
+        return judge_subject(self)
 
     def work_per_batch(self, batch: TensorDict) -> int:
         return batch["chosen_ids"].numel() + batch["rejected_ids"].numel()

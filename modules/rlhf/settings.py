@@ -26,12 +26,15 @@ class ConstraintSpec:
         threshold: of the component's mean score; ``null``: read from ``thresholds_file``, or found by ``nm_ppo``.
         kind: ``null``: the variant's own (mu: ``ge``, xi: ``eq``, All: ``le``).
         init, max: ``nm_ppo`` draws the simplex uniformly between these.
+        required: what assurance demands of held-out responses, where training aims elsewhere (a threshold backed off so
+            that the requirement holds with certainty); ``null``: the threshold.
     """
 
     threshold: float | None = None
     kind: Kind | None = None
     init: float | None = None
     max: float | None = None
+    required: float | None = None
 
 
 @dataclass
@@ -93,12 +96,14 @@ class KLSpec:
         beta: its coefficient. target: KL per token that an adaptive controller steers to (fixed-weight PPO only);
             ``null``: beta stays.
         gain, error_clip: the controller's ``beta *= 1 + gain * clip((KL - target) / target, -error_clip, error_clip)``.
+        budget: KL per token that assurance measures against; ``null``: the target. Training does not read it.
     """
 
     beta: float = 0.2
     target: float | None = None
     gain: float = 0.1
     error_clip: float = 0.2
+    budget: float | None = None
 
 
 @dataclass
@@ -170,6 +175,20 @@ class NelderMeadSpec:
     contraction: Literal["scipy", "inside"] = "scipy"
     cache_tolerance: float = 5e-3
     cache_ttl: int | None = None
+
+
+@dataclass
+class AssuranceSpec:
+    """What assurance is told beside the task; training does not read it.
+
+    Args:
+        steering_runs: run folders of the same task at other thresholds, for ``c.steer``, as shell patterns.
+        toxicity: dotted name of a function from texts to scores in [0, 1] (``package.module.function``); importing it
+            runs that module's code. ``null``: the shipped lexicon.
+    """
+
+    steering_runs: list[str] = field(default_factory=list)
+    toxicity: str | None = None
 
 
 @dataclass(frozen=True)
@@ -314,8 +333,9 @@ def _thresholds(
         if value is None:
             source = f"{file} has none for it" if file is not None else "give it, or thresholds_file"
             raise ValueError(f"{_OWNER}: constraints.{name}.threshold is missing: {source}")
-        if not low <= value <= high:
-            raise ValueError(f"{_OWNER}: constraints.{name}.threshold must be in [{low:g}, {high:g}], got {value:g}")
+        for key, number in (("threshold", value), ("required", spec.required)):
+            if number is not None and not low <= number <= high:
+                raise ValueError(f"{_OWNER}: constraints.{name}.{key} must be in [{low:g}, {high:g}], got {number:g}")
         found.append(float(value))
     return tuple(found)
 
@@ -347,6 +367,7 @@ def check_ranges(
     rules: list[tuple[str, float | None, bool, str]] = [
         ("kl.beta", kl.beta, kl.beta >= 0, ">= 0"),
         ("kl.target", kl.target, kl.target is None or kl.target > 0, "> 0"),
+        ("kl.budget", kl.budget, kl.budget is None or kl.budget > 0, "> 0"),
         ("ppo.clip", ppo.clip, ppo.clip > 0, "> 0"),
         ("ppo.gamma", ppo.gamma, 0 <= ppo.gamma <= 1, "in [0, 1]"),
         ("ppo.lambda_", ppo.lambda_, 0 <= ppo.lambda_ <= 1, "in [0, 1]"),

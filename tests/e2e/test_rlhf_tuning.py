@@ -38,7 +38,8 @@ def test_only_adapters_and_critic_learn_and_the_reference_is_the_model_without_t
     adapters = {name for name in start if "lora_" in name}
     assert len(adapters) == 2 * 4 * 2  # A and B of four linear maps in two layers
     assert adapters | {"critic.heads.weight"} <= changed
-    assert all(name in adapters or name.startswith(("critic.", "multipliers.")) for name in changed)
+    records = ("critic.", "multipliers.", "divergences.", "evaluations.")
+    assert all(name in adapters or name.startswith(records) for name in changed)
     cut = whole / "checkpoints" / "step-00000002.ckpt"
     assert cli(*run, "--experiment=again", "--ckpt_path", cut) == 0
     again = tmp_path / "runs" / "again" / "run-001"

@@ -43,10 +43,12 @@ class Responses:
 class Reward(ABC):
     """A component reward. Pure: a response's score does not depend on the other responses of the batch.
 
-    ``bounds``: least and greatest possible score; thresholds outside them are refused.
+    ``bounds``: least and greatest possible score; thresholds outside them are refused. ``learnt``: a trained model
+    judges, whose judgement may fail where its training data did not reach.
     """
 
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    learnt: bool = False
 
     def setup(self, tokenizer: Any, device: torch.device) -> None:  # noqa: B027  (most rewards need nothing)
         """Called once, before training, with the datamodule's tokenizer (contract ``ProvidesPrompts``) and the device.
@@ -72,3 +74,7 @@ class Evaluation(ABC):
     @abstractmethod
     def compute(self, batch: Responses) -> dict[str, float]:
         """Figures by name; ``score`` (higher is better) is the one that runs are compared by."""
+
+    def each(self, batch: Responses) -> Tensor | None:
+        """Of ``score`` the part that judges single responses, float64 ``[B]``; None where there is none."""
+        return None

@@ -99,13 +99,9 @@ class GoldScore(Evaluation):
         """``score`` and its parts: ``quality``, ``distinct_3``, ``content_share``, ``one_marker``, ``repetition``."""
         if len(batch) == 0:
             raise ValueError("GoldScore: no responses to evaluate")
-        ids, lengths = _tokens(batch.response_tokens)
-        content = _content_share(ids, lengths, self.content)
-        one = (_marker_count(ids, batch, self.content, self.markers) == 1).float()
-        ordered = ids.sort(-1).values
-        equal = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).sum(-1)
-        repetition = equal / (lengths - 1).clamp(min=1)
-        quality = float((((content / self.enough).clamp(max=1) + one + 1 - repetition) / 3).mean())
+        ids, _ = _tokens(batch.response_tokens)
+        content, one, repetition = self._parts(batch)
+        quality = float(self._quality(content, one, repetition).mean())
         distinct = 0.0
         if ids.shape[1] >= 3:
             trigrams = ids.unfold(1, 3, 1).reshape(-1, 3)
@@ -119,3 +115,18 @@ class GoldScore(Evaluation):
             "one_marker": float(one.mean()),
             "repetition": float(repetition.mean()),
         }
+
+    def each(self, batch: Responses) -> Tensor:
+        """``quality`` of every response, float64 ``[B]``."""
+        return self._quality(*self._parts(batch)).double()
+
+    def _parts(self, batch: Responses) -> tuple[Tensor, Tensor, Tensor]:
+        """Content share, whether there is one marker, and repetition, each ``[B]``."""
+        ids, lengths = _tokens(batch.response_tokens)
+        one = (_marker_count(ids, batch, self.content, self.markers) == 1).float()
+        ordered = ids.sort(-1).values
+        equal = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).sum(-1)
+        return _content_share(ids, lengths, self.content), one, equal / (lengths - 1).clamp(min=1)
+
+    def _quality(self, content: Tensor, one: Tensor, repetition: Tensor) -> Tensor:
+        return ((content / self.enough).clamp(max=1) + one + 1 - repetition) / 3

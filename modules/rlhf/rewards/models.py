@@ -64,6 +64,8 @@ class HFClassifier(Reward):
             1.
     """
 
+    learnt = True
+
     def __init__(
         self,
         path: str,
@@ -297,6 +299,7 @@ class IntentReward(Reward):
         ValueError: a size below 1.
     """
 
+    learnt = True
     bounds = (0.0, 1.0)
 
     def __init__(
@@ -368,6 +371,8 @@ class PreferenceReward(Reward):
         path: folder that the reward model was saved in.
         batch_size: responses in a forward pass.
     """
+
+    learnt = True
 
     def __init__(self, path: str, batch_size: int = 32) -> None:
         if batch_size < 1:
