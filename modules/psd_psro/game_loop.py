@@ -11,6 +11,8 @@ from torch import Tensor
 
 from modules.contracts import PlanGame, RulesGame
 from modules.population.loop import ResponseOracleLoop
+from modules.population.members import Members
+from modules.population.payoff_table import PayoffTable
 
 
 class GameLoop(ResponseOracleLoop):
@@ -27,6 +29,7 @@ class GameLoop(ResponseOracleLoop):
     def __init__(self) -> None:
         super().__init__()
         self.game: Any = None
+        self._warm: Mapping[str, Any] | None = None
 
     @property
     def the_game(self) -> PlanGame | RulesGame:
@@ -49,6 +52,38 @@ class GameLoop(ResponseOracleLoop):
 
     def _per_player(self, by_population: list[Tensor]) -> list[Tensor]:
         return by_population * 2 if self.symmetric else by_population
+
+    # -- starting from another run's population ------------------------------------------------------------------------
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from another run's members and payoffs; iterations, frames, schedules and schemes start anew.
+
+        Raises:
+            ValueError: a checkpoint of another kind of module or game.
+        """
+        name, state = type(self).__name__, checkpoint.get("population")
+        if state is None or "digest" not in state:
+            raise ValueError(f"{name}: the checkpoint holds no population: name one that this module has trained")
+        for field, mine in self.game_digest().items():
+            if (theirs := state["digest"].get(field)) != mine:
+                raise ValueError(f"{name}: its population plays {field} {theirs}, this run {mine}: make them equal")
+        self._warm = state
+
+    def _take_over(self) -> bool:
+        """Whether members, payoffs and meta-strategies now are those of :meth:`warm_start`."""
+        if self._warm is None:
+            return False
+        state, self._warm = self._warm, None
+        self.members = []
+        for saved in state["members"]:
+            members = Members()
+            members.load_state_dict(saved)
+            self.members.append(members)
+        self.payoff_table = PayoffTable.from_state_dict(state["payoff_table"])
+        self.meta_strategies = []
+        for members, sigma in zip(self.members, state["meta_strategies"], strict=True):
+            unsolved = len(members) - len(sigma)  # members that joined after the last solution
+            self.meta_strategies.append(torch.cat([sigma.double(), sigma.new_zeros(unsolved).double()]))
+        return True
 
     # -- sampled payoff cells -----------------------------------------------------------------------------------------
     def cell_weights(self) -> tuple[list[Tensor], int]:

@@ -10,12 +10,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from modules.assurance.subject import Subject
 from modules.contracts import PlanGame, PlayRequest
 from modules.population.exploitability import mixture_plans, nash_conv, population_exploitability
 from modules.population.export import export_solution
 from modules.population.members import Members
 from modules.population.meta_solvers import MetaSolver, NashLP
 from modules.population.payoff_table import PayoffTable
+from modules.psd_psro.assurance import solved_subject
 from modules.psd_psro.diversity import Diversity, DiversityContext, NoDiversity, PolicySpaceDiversity
 from modules.psd_psro.game_loop import GameLoop
 from modules.psd_psro.neural_oracle import NeuralOracle, PlayedGame
@@ -150,6 +152,13 @@ class PSDPSRO(GameLoop):
 
     def initialise(self) -> None:
         game = self.the_game
+        if self._take_over():
+            self._plans = None
+            if self.evaluation == "exact":
+                self._evaluate_exactly()
+            if not len(self.payoff_table.missing()):  # pyright: ignore[reportOptionalMemberAccess]
+                self._solve_meta_game()
+            return
         self.members, self._plans = [], None
         self.payoff_table = PayoffTable(game.num_players, symmetric_zero_sum=self.symmetric)
         for population in range(self.populations):
@@ -158,6 +167,26 @@ class PSDPSRO(GameLoop):
         if self.evaluation == "exact":
             self._evaluate_exactly()
         self._solve_meta_game()
+
+    def warm_start(self, checkpoint: dict[str, Any]) -> None:
+        """See :meth:`GameLoop.warm_start`.
+
+        Raises:
+            ValueError: also members of another oracle, or fewer than the scheme starts from.
+        """
+        super().warm_start(checkpoint)
+        for saved in checkpoint["population"]["members"]:
+            mine = self.oracle.initial(self.the_game, 0, 1, stream(0))
+            if saved["members"].keys() != mine.keys():
+                raise ValueError(
+                    f"PSDPSRO: its members hold {', '.join(sorted(saved['members']))}, those of this run's oracle "
+                    f"{', '.join(sorted(mine))}: give the run the oracle that they were trained by"
+                )
+            if saved["count"] < self.scheme.initial_members:
+                raise ValueError(
+                    f"PSDPSRO: its population has {saved['count']} members, {type(self.scheme).__name__} starts from "
+                    f"{self.scheme.initial_members}: train it further"
+                )
 
     def _append_fresh(self, population: int, count: int, number: int) -> None:
         generator = stream(global_seed(), INITIAL, 1 << 30, number, population)
@@ -345,10 +374,13 @@ class PSDPSRO(GameLoop):
 
     def profile(self) -> list[Tensor]:
         """Per player ``[sequences]``, the plans of the meta-strategies (or of the scheme's own solution)."""
-        own = None
-        if type(self.scheme).plans is not Scheme.plans:
-            own = self.scheme.plans(self._meta_game())
-        return own or self._per_player(mixture_plans(self.member_plans(), self.meta_strategies))
+        return self.scheme_plans() or self._per_player(mixture_plans(self.member_plans(), self.meta_strategies))
+
+    def scheme_plans(self) -> list[Tensor] | None:
+        """Per player ``[sequences]``, the scheme's own solution, where it is no mixture of members."""
+        if type(self.scheme).plans is Scheme.plans:
+            return None
+        return self.scheme.plans(self._meta_game())
 
     def measure(self, population: bool) -> dict[str, float]:
         """Exploitability of the meta-strategies and, where asked for and defined, of the populations."""
@@ -371,6 +403,10 @@ class PSDPSRO(GameLoop):
 
     def final_figures(self) -> dict[str, float]:
         return self.measure(population=True)
+
+    def assurance_subject(self) -> Subject:
+        """What suites may ask of the solution, the members and the game; of the first members before any training."""
+        return solved_subject(self)
 
     def export_pretrained(self, folder: str | Path) -> None:
         """Write the solution: policies, members, payoffs; see :func:`modules.population.export.export_solution`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional
 
@@ -110,3 +112,45 @@ class SeatedPolicies:
                 done += count
         probabilities = masked_log_softmax(torch.cat(outputs), legal).exp()
         return torch.empty_like(probabilities).index_copy_(0, order, probabilities)
+
+
+@dataclass(frozen=True)
+class OwnDecisions:
+    """What one policy decided in a batch of games, ``[rows]`` each, games and moves in order.
+
+    ``episode``: row of the batch; ``features`` ``[rows, inputs]``; ``legal`` ``[rows, actions]``; ``action``;
+    ``probability``, with which it was taken.
+    """
+
+    episode: Tensor
+    features: Tensor
+    legal: Tensor
+    action: Tensor
+    probability: Tensor
+
+
+def own_decisions(networks: ActorNetworks, batch: TensorDict, seats: Tensor) -> OwnDecisions:
+    """The decisions in ``seats`` ``[games]``, one seat of each game of ``batch`` ``[games]``."""
+    episode, move = (batch["player"] == seats.unsqueeze(1)).nonzero(as_tuple=True)
+    rows = {key: batch[key][episode, move] for key in ("observation", "legal", "action", "probability", "player")}
+    features = networks.features(rows["observation"], rows["player"])
+    return OwnDecisions(episode, features, rows["legal"], rows["action"], rows["probability"])
+
+
+def learn(learner: PPOResponse, own: OwnDecisions, returns: Tensor, seed: int) -> dict[str, Tensor]:
+    """One PPO update of ``learner`` from its decisions; ``returns`` ``[games]``, paid at the end of each."""
+    count = len(own.episode)
+    state = torch.arange(count, device=own.episode.device)
+    follows = torch.zeros_like(state, dtype=torch.bool)
+    follows[:-1] = own.episode[1:] == own.episode[:-1]
+    columns = {
+        "state": state,  # the visited rows are what the learner tabulates
+        "action": own.action,
+        "probability": own.probability,
+        "episode_return": returns[own.episode].float(),
+        "next_state": torch.where(follows, state + 1, -1),
+        "valid": torch.ones_like(follows),
+    }
+    learner.start(own.features, own.legal, 1, torch.Generator(), keep=True)
+    decisions = TensorDict({key: value.unsqueeze(0) for key, value in columns.items()}, [1, count])
+    return learner.update(decisions, seed)

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from modules.assurance.subject import Subject
 from modules.contracts import PlayRequest, RulesGame
 from modules.files import atomic_directory, write_json
 from modules.population.members import Members
@@ -22,7 +23,8 @@ from modules.population.payoff_table import PayoffTable
 from modules.psd_psro.game_loop import GameLoop
 from modules.psd_psro.hull import sampled_hull
 from modules.psd_psro.oracles import EVALUATE, INITIAL, PLAY, UPDATE
-from modules.psd_psro.policies import ActorNetworks, SeatedPolicies
+from modules.psd_psro.played_assurance import played_subject
+from modules.psd_psro.policies import ActorNetworks, SeatedPolicies, learn, own_decisions
 from modules.psd_psro.schemes import solve as solve_meta_game
 from modules.seeds import global_seed, stream
 
@@ -126,7 +128,7 @@ class SampledPSRO(GameLoop):
         self.networks = ActorNetworks(game, self.response)
         # groups of episodes: which population learns, and in which seat
         self._groups = [(0, 0), (0, 1)] if game.symmetric else [(player, player) for player in range(game.num_players)]
-        self._place = torch.device(self.trainer.strategy.root_device)
+        self.place = torch.device(self.trainer.strategy.root_device)
 
     @property
     def response_steps(self) -> int:
@@ -140,6 +142,12 @@ class SampledPSRO(GameLoop):
     # -- members ------------------------------------------------------------------------------------------------------
     def initialise(self) -> None:
         game = self.the_game
+        if self._take_over():
+            assert self.payoff_table is not None
+            payoffs = self.payoff_table.mean()
+            if not len(self.payoff_table.missing()):
+                self.meta_strategies = self.decide(lambda: solve_meta_game(self.meta_solver, payoffs, self.symmetric))
+            return
         self.members = [Members() for _ in range(self.populations)]
         self.payoff_table = PayoffTable(game.num_players, symmetric_zero_sum=self.symmetric)
         for population in range(self.populations):
@@ -149,13 +157,13 @@ class SampledPSRO(GameLoop):
     def _learner(self, population: int, generator: torch.Generator, previous: bool = False) -> PPOResponse:
         learner = copy.deepcopy(self.response)
         params = {name: value[-1:] for name, value in self.members[population].stacked().items()} if previous else None
-        learner.start(*self._nothing_seen(), 1, generator, params)
+        learner.start(*self.nothing_seen(), 1, generator, params)
         return learner
 
-    def _nothing_seen(self) -> tuple[Tensor, Tensor]:
+    def nothing_seen(self) -> tuple[Tensor, Tensor]:
         """One row of observations and legal actions, from which a learner knows its networks' sizes."""
         inputs, actions = self.networks.inputs, self.networks.actions
-        return torch.zeros(1, inputs, device=self._place), torch.ones(1, actions, dtype=torch.bool, device=self._place)
+        return torch.zeros(1, inputs, device=self.place), torch.ones(1, actions, dtype=torch.bool, device=self.place)
 
     def _append(self, population: int, learner: PPOResponse) -> None:
         assert self.payoff_table is not None
@@ -165,7 +173,7 @@ class SampledPSRO(GameLoop):
     def actors(self, population: int) -> dict[str, Tensor]:
         """The members' policies, ``[members, ...]`` for :class:`~modules.psd_psro.policies.ActorNetworks`."""
         weights = self.networks.weights(self.members[population].stacked())
-        return {name: value.to(self._place) for name, value in weights.items()}
+        return {name: value.to(self.place) for name, value in weights.items()}
 
     # -- playing ------------------------------------------------------------------------------------------------------
     def begin_iteration(self) -> None:
@@ -195,14 +203,14 @@ class SampledPSRO(GameLoop):
                     rows[group, -1] = 1.0
                 else:
                     rows[group, :-1] = sigma
-            weights.append(rows.to(self._place))
+            weights.append(rows.to(self.place))
         episodes = self.episodes_per_update // (2 if self.symmetric else 1)
         policy = SeatedPolicies(self.networks, stacks)
         return PlayRequest((), weights, episodes, (PLAY, self.iteration, self.cursor), policy=policy)
 
     def _evaluation_games(self) -> PlayRequest:
         weights, episodes = self.cell_weights()
-        weights = [rows.to(self._place) for rows in weights]
+        weights = [rows.to(self.place) for rows in weights]
         policy = SeatedPolicies(self.networks, [self.actors(p) for p in range(self.populations)])
         key = (EVALUATE, self.iteration, self.cursor)
         return PlayRequest((), weights, episodes, key, returns_only=True, policy=policy)
@@ -222,33 +230,18 @@ class SampledPSRO(GameLoop):
 
     def _learn(self, population: int, batch: TensorDict, seats: Tensor, step: int) -> dict[str, Tensor]:
         """One PPO update from the decisions of the learner in ``seats`` ``[episodes]``."""
-        episode, move = (batch["player"] == seats.unsqueeze(1)).nonzero(as_tuple=True)
-        rows = {key: batch[key][episode, move] for key in ("observation", "legal", "action", "probability", "player")}
-        features = self.networks.features(rows["observation"], rows["player"])
+        own = own_decisions(self.networks, batch, seats)
         returns = batch["returns"].gather(1, seats.unsqueeze(1)).squeeze(1)
         metrics = {"return": returns.mean()}
         if self.hull_distance != "none":
-            own = torch.zeros_like(returns).index_add_(0, episode, rows["probability"].double().log())
-            distance = self._distances(population, own, features, rows["legal"], rows["action"], episode)
+            chances = own.probability.double().log()
+            likelihood = torch.zeros_like(returns).index_add_(0, own.episode, chances)
+            distance = self._distances(population, likelihood, own.features, own.legal, own.action, own.episode)
             bonus = self.weight * distance.clamp(-self.max_bonus, self.max_bonus)
             metrics |= {"hull_distance": distance.mean(), "bonus": bonus.mean()}
             returns = returns + bonus
-        learner, count = self.learners[population], len(episode)
-        state = torch.arange(count, device=episode.device)
-        follows = torch.zeros_like(state, dtype=torch.bool)
-        follows[:-1] = episode[1:] == episode[:-1]
-        columns = {
-            "state": state,  # the visited rows are what the learner tabulates
-            "action": rows["action"],
-            "probability": rows["probability"],
-            "episode_return": returns[episode].float(),
-            "next_state": torch.where(follows, state + 1, -1),
-            "valid": torch.ones_like(follows),
-        }
-        learner.start(features, rows["legal"], 1, torch.Generator(), keep=True)
         seed = stream(global_seed(), UPDATE, self.iteration, step, population).initial_seed() % 2**31
-        decisions = TensorDict({key: value.unsqueeze(0) for key, value in columns.items()}, [1, count])
-        return {**metrics, **learner.update(decisions, seed)}
+        return {**metrics, **learn(self.learners[population], own, returns, seed)}
 
     def _distances(
         self, population: int, own: Tensor, features: Tensor, legal: Tensor, action: Tensor, episode: Tensor
@@ -301,6 +294,14 @@ class SampledPSRO(GameLoop):
     def final_figures(self) -> dict[str, float]:
         return self.measure()
 
+    def assurance_subject(self) -> Subject:
+        """What suites may ask of the population, by play; of the first members before any training.
+
+        Raises:
+            AssuranceError: data that do not play games on demand.
+        """
+        return played_subject(self)
+
     def export_pretrained(self, folder: str | Path) -> None:
         """Write the solution without pickled objects, replacing ``folder`` atomically.
 
@@ -330,6 +331,6 @@ class SampledPSRO(GameLoop):
         self.learners = []
         for saved in state["learners"]:
             learner = copy.deepcopy(self.response)
-            learner.bind(*self._nothing_seen())
+            learner.bind(*self.nothing_seen())
             learner.load_state_dict(saved)
             self.learners.append(learner)

@@ -105,7 +105,28 @@ class Scheme:
 
 
 class Sequential(Scheme):
-    """PSRO's scheme under its own name; with exact responses and a Nash solver it is Double Oracle (McMahan 2003)."""
+    """PSRO's scheme under its own name; with exact responses and a Nash solver it is Double Oracle (McMahan 2003).
+
+    A meta-strategy leaves most members out, and a response to it alone may do anything in information states that only
+    they lead to. With ``uniform_share`` some of the opponents are members drawn alike, as in a meta-strategy whose
+    probabilities have a floor (Lanctot et al. 2017, section 3.2); the meta-strategy itself stays as it is.
+
+    Args:
+        uniform_share: share of a response's opponents that are drawn from all members alike; 0: Double Oracle, 1:
+            fictitious self-play.
+    """
+
+    def __init__(self, uniform_share: float = 0.0) -> None:
+        if not 0 <= uniform_share <= 1:
+            raise ValueError(f"Sequential: uniform_share must lie in [0, 1], got {uniform_share}")
+        self.uniform_share = uniform_share
+
+    def learners(self, meta: MetaGame) -> list[Learner]:
+        found, share = super().learners(meta), self.uniform_share
+        if share > 0:
+            for learner in found:
+                learner.opponents = [(1 - share) * sigma + share / len(sigma) for sigma in learner.opponents]
+        return found
 
 
 class Pipeline(Scheme):

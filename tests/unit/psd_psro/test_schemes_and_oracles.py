@@ -149,3 +149,18 @@ def test_sigmoid_scale_and_relative_weight():
 def test_bad_settings_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_share_of_opponents_is_drawn_from_all_members_alike():
+    meta = _meta([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0], [0.5, 0.5, 0]], [0.25, 0.75, 0.0, 0.0])
+    (learner,) = Sequential(uniform_share=0.4).learners(meta)
+    torch.testing.assert_close(learner.opponents[0], torch.tensor([0.25, 0.55, 0.1, 0.1]).double())
+    (learner,) = Sequential(uniform_share=1.0).learners(meta)  # fictitious self-play
+    assert learner.opponents[0].tolist() == [0.25] * 4
+    assert meta.response_sigma[0].tolist() == [0.25, 0.75, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(share):
+    with pytest.raises(ValueError, match=r"Sequential: uniform_share must lie in \[0, 1\]"):
+        Sequential(uniform_share=share)
