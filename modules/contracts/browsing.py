@@ -87,7 +87,9 @@ class EpisodeSpec:
     seed: str
 
 
-ActionStatus = Literal["ok", "no_match", "bad_xpath", "not_clickable", "malformed", "left_page", "error"]
+ActionStatus = Literal[
+    "ok", "no_match", "bad_xpath", "not_clickable", "malformed", "left_page", "error", "refused"
+]  # refused: by whoever oversees the agent; the page was not touched
 
 
 @dataclass(frozen=True)

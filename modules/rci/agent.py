@@ -6,45 +6,25 @@ An episode is a loop in the sense of :mod:`modules.rci.loop`: it yields requests
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modules.contracts.browsing import ActionPrompts, ActionStatus, EpisodeSpec, PageView, is_instruction
 from modules.language.backends.base import PromptTooLongError, Reply, Request
 from modules.rci.driving import watched
+from modules.rci.effects import Act as Act
+from modules.rci.effects import Film as Film
+from modules.rci.effects import Halted
+from modules.rci.effects import Probe as Probe
+from modules.rci.effects import Reset as Reset
 from modules.rci.loop import STOP_RULES, Context, Outcome, RCIPrompts, Sampling, StopRule, rci_loop, retry_loop
+from modules.rci.oversight import Oversight, overseen
 from modules.rci.prompting import PromptLibrary, TaskPrompts, fill
 from modules.seeds import text_seed
 
 STEP_CAP = 20
 MAX_PLAN_LINES = 40
-
-
-@dataclass(frozen=True)
-class Reset:
-    """Effect: start this episode on the loop's page; gives a :class:`PageView`."""
-
-    spec: EpisodeSpec
-
-
-@dataclass(frozen=True)
-class Act:
-    """Effect: carry out an instruction; gives a :class:`PageView`."""
-
-    instruction: str
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Effect: what would become of an instruction; gives an ``ActionStatus``."""
-
-    instruction: str
-
-
-@dataclass(frozen=True)
-class Film:
-    """Effect: a screenshot of the page; gives PNG bytes."""
 
 
 @dataclass
@@ -152,9 +132,14 @@ class EpisodeResult:
 
 @dataclass
 class Record:
-    """An episode's result with what only logs want: turns, screenshots, and drafts beside the expert's moves."""
+    """An episode's result with what only logs want: turns, screenshots, and drafts beside the expert's moves.
+
+    ``plan``: lines of the last plan; ``refused``: instructions that an overseer refused.
+    """
 
     result: EpisodeResult
+    plan: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
     transcript: list[str] = field(default_factory=list)
     frames: list[bytes] = field(default_factory=list)
     drafts: list[dict[str, Any]] = field(default_factory=list)
@@ -182,17 +167,33 @@ class Agent:
         library: prompts.
         action_prompts: of the ``compact`` library, from the data.
         seed: of all sampling; with the episode and the strategy's name it decides every draw.
+        oversight: rules of every episode; None: none.
     """
 
-    def __init__(self, library: PromptLibrary, action_prompts: ActionPrompts | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        library: PromptLibrary,
+        action_prompts: ActionPrompts | None = None,
+        seed: int = 0,
+        oversight: Oversight | None = None,
+    ) -> None:
         if library.compact and action_prompts is None:
             raise ValueError("RCI: prompts: compact needs a datamodule with action_prompts")
         self.library, self.action_prompts, self.seed = library, action_prompts, seed
+        self.oversight = oversight
 
     def episode(
-        self, name: str, strategy: Strategy, spec: EpisodeSpec, film: bool = False
+        self,
+        name: str,
+        strategy: Strategy,
+        spec: EpisodeSpec,
+        film: bool = False,
+        stopping: Callable[[], bool] | None = None,
     ) -> Generator[Any, Any, Record]:
-        """The loop of one episode; returns its :class:`Record`."""
+        """The loop of one episode; returns its :class:`Record`.
+
+        ``stopping``: asked before every effect; true ends the episode.
+        """
         record = Record(EpisodeResult(name, spec.task, spec.seed))
         result = record.result
 
@@ -205,8 +206,13 @@ class Agent:
             elif isinstance(effect, Act):
                 record.transcript.append(f"[did] {effect.instruction} -> {answer.status} {answer.reason}".rstrip())
 
+        loop = watched(self._play(strategy, spec, record, film), watch)
+        if self.oversight is not None or stopping is not None:
+            loop = overseen(loop, self.oversight or Oversight(confirm=[]), stopping)
         try:
-            yield from watched(self._play(strategy, spec, record, film), watch)
+            yield from loop
+        except Halted as halt:
+            result.reason = f"halted: {halt}"
         except PromptTooLongError as error:  # the page or its history outgrew the model: this episode's failure
             result.overlong, result.reason = True, str(error)
         result.steps = len(result.history)
@@ -225,7 +231,8 @@ class Agent:
         while not view.done:
             if planned and (number == 0 or strategy.replan_every and number % strategy.replan_every == 0):
                 plan = yield from self._plan(strategy, prompts, spec, view, number)
-                result.plan_lines = len(plan.splitlines())
+                record.plan = plan.splitlines()
+                result.plan_lines = len(record.plan)
             if number >= self._limit(strategy, plan if planned else None):
                 view = replace(view, done=True, reason=view.reason or "step limit")
                 break
@@ -242,6 +249,9 @@ class Agent:
                 view = replace(view, done=True, reason="not an instruction")
                 break
             view = yield Act(instruction)
+            if view.status == "refused":
+                record.refused.append(instruction)
+                continue
             history.append(instruction)
             result.unmatched += view.status in ("no_match", "bad_xpath", "not_clickable")
         result.error = view.status in ("error", "left_page")

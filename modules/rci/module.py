@@ -15,8 +15,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from tensordict import TensorDict
 from torch import Tensor
 
+from modules.assurance.subject import AssuranceError, Subject
 from modules.contracts.browsing import EpisodeSpec, ProvidesPages
 from modules.contracts.episodes import EpisodeSample
+from modules.contracts.page_edits import PlantedInstruction
 from modules.files import canonical_digest, repair_lines
 from modules.language.backends.base import Backend, PromptTooLongError, Reply, Request
 from modules.language.finetuning import FinetuningModule
@@ -24,7 +26,9 @@ from modules.language.specs import LoraSpec, ModelSpec, Tuning
 from modules.language.supervised import OptimizerSpec
 from modules.rci.agent import Act, Agent, Film, Probe, Record, Reset, Strategy
 from modules.rci.driving import drive
+from modules.rci.effects import Confirm
 from modules.rci.outcomes import FIELDS, Key, OutcomeFiles, metrics, tabulate
+from modules.rci.oversight import Oversight
 from modules.rci.prompting import PromptLibrary
 from modules.seeds import global_seed
 
@@ -63,6 +67,8 @@ class RCIAgent(FinetuningModule):
             run folder.
         drafts: folder for the baseline's drafts beside the experts' moves (needs ``experts`` of the data), from which a
             critic learns; None: not kept.
+        oversight: what the agent may touch and do in an episode, and what it must ask :meth:`approve` for; None: it is
+            left alone, which is for sealed pages only.
         films: episodes per strategy whose screenshots are kept for film strips.
         rows: sequences generated at once by the own network.
         tuning, lora, optimizer, ce_chunk, activation_checkpointing: see the base class.
@@ -83,6 +89,7 @@ class RCIAgent(FinetuningModule):
         prompt_folder: str | None = None,
         outcomes: str | None = None,
         drafts: str | None = None,
+        oversight: Oversight | None = None,
         films: int = 0,
         rows: int = 64,
         tuning: Tuning = "full",
@@ -104,6 +111,9 @@ class RCIAgent(FinetuningModule):
             raise ValueError(f"RCIAgent: baseline '{baseline}' is none of the strategies {', '.join(self.strategies)}")
         if films < 0 or rows < 1:
             raise ValueError(f"RCIAgent: want films >= 0 and rows >= 1, got {films} and {rows}")
+        self.oversight = Oversight(**oversight) if isinstance(oversight, dict) else oversight
+        if self.oversight is not None:
+            self.oversight.check("RCIAgent")
         self.backend, self.baseline, self.films, self.rows = backend, baseline, films, rows
         self.library = PromptLibrary(prompts, prompt_folder)
         self._outcome_folder = None if outcomes is None else Path(outcomes)
@@ -116,6 +126,7 @@ class RCIAgent(FinetuningModule):
         self._asked: Backend | None = None
         # plain values only, and nothing that a backend may hold (a key)
         self.hparams["strategies"] = {name: asdict(one) for name, one in self.strategies.items()}
+        self.hparams["oversight"] = None if self.oversight is None else asdict(self.oversight)
         self.hparams["baseline"], self.hparams["prompts"] = baseline, prompts
         self.hparams["backend"] = None if backend is None else backend.identity
 
@@ -189,6 +200,7 @@ class RCIAgent(FinetuningModule):
                 "prompts": self.library.digest(tasks, self.pages.action_prompts),
                 "seed": global_seed(),
                 "pages": dict(self.pages.digest()),
+                **({} if self.oversight is None else {"oversight": asdict(self.oversight)}),
             }
         )[:16]
         assert self._outcome_folder is not None
@@ -198,7 +210,7 @@ class RCIAgent(FinetuningModule):
         self.trainer.strategy.barrier("outcomes read")  # before any rank appends to them
         if self._files.known:
             rank_zero_info(f"{len(self._files.known)} outcomes in {self._outcome_folder} stand; the rest is played")
-        self._agent = Agent(self.library, self.pages.action_prompts, seed=global_seed())
+        self._agent = Agent(self.library, self.pages.action_prompts, global_seed(), self.oversight)
         self._mine: set[Key] = set()
 
     def _own_backend(self) -> Backend:
@@ -258,8 +270,13 @@ class RCIAgent(FinetuningModule):
             Reset: by_slot(pages.reset_pages, lambda effect: effect.spec),
             Act: by_slot(pages.step_pages, lambda effect: effect.instruction),
             Probe: by_slot(pages.probe_pages, lambda effect: effect.instruction),
+            Confirm: lambda effects: [self.approve(effect) for _, effect in effects],
             Film: by_slot(lambda slots: pages.screenshots(list(slots)), lambda effect: effect),
         }
+
+    def approve(self, asked: Confirm) -> bool:
+        """Whether an irreversible instruction may be carried out; override it to ask a person."""
+        return self.oversight is None or self.oversight.approve
 
     def _keep(self, record: Record) -> None:
         """Drafts first: an outcome on disk says that all of its episode is."""
@@ -296,6 +313,28 @@ class RCIAgent(FinetuningModule):
             self.backend.close()
 
     # ------------------------------------------------------------------------------------------------------- contracts
+
+    def assurance_subject(self) -> Subject:
+        from modules.rci.assurance import assurance_subject
+
+        backend = self.backend
+        if backend is None:
+            from modules.language.backends.local import NetworkBackend
+
+            tokenizer = self.data_tokenizer()
+            if tokenizer is None:
+                raise AssuranceError(
+                    "RCIAgent: the data bring no tokenizer; give data.tokenizer, the model's own folder"
+                )
+            backend = NetworkBackend(self.network, tokenizer, self.rows)
+        asked = backend
+        return assurance_subject(self, self.pages, asked, lambda requests: answered(asked, requests))
+
+    def training_instructions(self) -> Sequence[PlantedInstruction]:
+        """Of the injection cases' training split; nothing is measured by them."""
+        from modules.rci.assurance import training_instructions
+
+        return training_instructions()
 
     def work_per_batch(self, batch: Any) -> int:
         return batch["input_ids"].numel() if isinstance(batch, TensorDict) else 0

@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from lightning.pytorch import LightningModule
 
+from modules.assurance.subject import Subject
 from modules.files import canonical_digest, write_json
 from modules.language.backends.base import Backend, Reply, Request
 from modules.rci.driving import drive
@@ -261,6 +262,11 @@ class RCIReasoning(LightningModule):
         """What every rank must agree on."""
         modes = {name: asdict(mode) for name, mode in self.modes.items()}
         return {"backend": self.backend.identity, "modes": canonical_digest(modes), "seed": str(self.seed)}
+
+    def assurance_subject(self) -> Subject:
+        from modules.rci.reasoning_assurance import reasoning_subject
+
+        return reasoning_subject(self, getattr(self.trainer, "datamodule", None))
 
     def summary_rows(self) -> dict[str, str]:
         rows = {"backend": self.backend.identity, "tested against": self.baseline}
