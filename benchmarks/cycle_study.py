@@ -123,6 +123,7 @@ def main() -> None:
         "names", nargs="+", help="cycle configs (configs/cycle/<name>.yaml); 'report' first: only tabulate"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first_seed", type=int, default=1, help="seeds that no gate was chosen by")
     parser.add_argument("--arms", nargs="+", default=["findings", "fixed"], choices=ARMS)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/cycle_study"))
@@ -132,7 +133,12 @@ def main() -> None:
     names = [name for name in given.names if name != "report"]
     out = given.out.resolve()
     if "report" not in given.names:
-        work = [(name, arm, seed) for name in names for seed in range(1, given.seeds + 1) for arm in given.arms]
+        work = [
+            (name, arm, seed)
+            for name in names
+            for seed in range(given.first_seed, given.first_seed + given.seeds)
+            for arm in given.arms
+        ]
         with concurrent.futures.ThreadPoolExecutor(given.workers) as pool:
             jobs = [pool.submit(run_cycle, name, arm, seed, out, given.extra) for name, arm, seed in work]
             for job in jobs:

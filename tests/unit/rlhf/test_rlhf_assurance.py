@@ -15,12 +15,12 @@ from datamodules.preference_data import PreferenceDataModule
 from modules.assurance.subject import AssuranceError, state_digest
 from modules.assurance.suites import SuiteResult, SuiteSettings, run_suite
 from modules.assurance.text.perturbations import perturbed
-from modules.contracts import EncodesPrompts, ProvidesPairs, WarmStarts
+from modules.contracts import EncodesPrompts, PromptSample, ProvidesPairs, WarmStarts
 from modules.language.specs import ModelSpec
 from modules.rlhf import ConstrainedRLHF, PreferenceRewardModel
 from modules.rlhf.assurance import bounds_of, coefficients_of, feedback_subject, progress_of, toxicity_scorer
 from modules.rlhf.gold_proxy import CONTENT
-from modules.rlhf.rewards import CallableReward, ContentShare, GoldScore, MarkerSaturation, Repetition
+from modules.rlhf.rewards import CallableReward, ContentShare, GoldScore, MarkerSaturation, Repetition, Responses
 from modules.rlhf.settings import AssuranceSpec, ConstraintSpec, CriticSpec, GenerationSpec, KLSpec, MultiplierSpec
 from modules.rlhf.trials import ReplyTrials, rows_of
 
@@ -285,3 +285,13 @@ def test_settings_that_do_not_hold_end_in_one_line():
     module._trainer = SimpleNamespace(datamodule=SimpleNamespace(tokenizer=None, samples=list), world_size=1)  # type: ignore[assignment]
     with pytest.raises(AssuranceError, match="makes no batches of new prompts"):
         module.assurance_subject()
+
+
+def test_the_part_of_the_score_that_judges_single_responses_is_its_quality():
+    rows = torch.randint(40, (30, 10), generator=torch.Generator().manual_seed(0)).tolist()
+    samples = [PromptSample("act0 t1", labels={"act": number % 2}) for number in range(30)]
+    responses = Responses(samples, [""] * 30, [[40, 1]] * 30, rows, [False] * 30)
+    each = GoldScore().each(responses)
+    assert float(each.mean()) == pytest.approx(GoldScore().compute(responses)["quality"], abs=1e-6)
+    one = Responses(samples[:1], [""], [[40, 1]], [[*range(4), 12, *range(20, 25)]], [False])  # .4 content, one marker
+    assert float(GoldScore().each(one)) == pytest.approx(1.0)

@@ -220,7 +220,7 @@ def test_values_fit_their_measures():
             values = probe.run(one, block(name))[measure.name]
             if isinstance(values, str):
                 continue
-            table = np.stack(list(values.values()), 1) if isinstance(values, dict) else values.reshape(-1, 1)
+            table = np.stack(list(values.values()), 1) if isinstance(values, dict) else np.reshape(values, (-1, 1))
             assert len(Sample(measure, table).values) == 8
 
 
