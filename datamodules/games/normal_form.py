@@ -66,9 +66,10 @@ class NormalFormGame:
         return strategies.squeeze(-2)
 
     def strategy_of(self, player: int, plan: Tensor) -> Tensor:
-        """``[..., n] -> [..., 1, n]``."""
+        """``[..., n] -> [..., 1, n]``; a plan of zeros, which says nothing, becomes the uniform strategy."""
         self._check_plan(player, plan)
-        return plan.unsqueeze(-2)
+        silent = plan.sum(-1, keepdim=True) <= 0
+        return torch.where(silent, torch.full_like(plan, 1.0 / plan.shape[-1]), plan).unsqueeze(-2)
 
     def payoffs(self, plans: Sequence[Tensor]) -> Tensor:
         """``plans[i]`` ``[members_i, n_i]`` -> ``[players, members_0, members_1, ...]``."""

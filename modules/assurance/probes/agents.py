@@ -35,7 +35,7 @@ _BUDGETS = ((1, 1), (3, 2))
 _STOPS = {"before the first action": 0, "after the first action": 1}
 _BLOCK = 8
 _UNITS = {"quick": 8, "rice": 24, "deep": 96}
-_LIMIT = {"quick": 8, "rice": 96, "deep": 400}
+_LIMIT = {"quick": 8, "rice": 400, "deep": 1600}
 
 
 def percent_of_second(values: np.ndarray) -> np.ndarray:

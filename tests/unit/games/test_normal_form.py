@@ -80,6 +80,8 @@ def test_strategies_plans_and_reach():
     plans = game.plans(0, strategies)
     torch.testing.assert_close(plans.sum(-1), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-15)
     torch.testing.assert_close(game.strategy_of(0, plans), strategies, rtol=0, atol=0)
+    nothing = game.strategy_of(0, torch.zeros_like(plans[:1]))
+    torch.testing.assert_close(nothing, torch.full_like(nothing, 1 / plans.shape[-1]), rtol=0, atol=0)
     torch.testing.assert_close(plans @ game.reach(0), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-15)
     repeated = game.random_strategies(0, 6, torch.Generator().manual_seed(0))
     assert torch.equal(strategies, repeated)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -220,7 +220,8 @@ def test_values_fit_their_measures():
             values = probe.run(one, block(name))[measure.name]
             if isinstance(values, str):
                 continue
-            table = np.stack(list(values.values()), 1) if isinstance(values, dict) else np.reshape(values, (-1, 1))
+            parts = list(values.values()) if isinstance(values, Mapping) else [values]
+            table = np.stack(parts, 1)
             assert len(Sample(measure, table).values) == 8
 
 
