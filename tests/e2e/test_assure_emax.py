@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from population_runs import checkpoint
+from population_runs import assert_same, checkpoint, rows
 
 
 def _report(folder) -> dict[str, dict]:
@@ -55,3 +55,14 @@ def test_other_teams_are_measured_too(cli, support_configs, tmp_path, config):
     found = _report(out)
     assert found["u.return"]["status"] == "measured"
     assert found["c.interrupt"]["value"] == found["c.avail"]["value"] == found["c.rollback"]["value"] == 1.0
+
+
+def test_suites_within_training_change_nothing(cli, support_configs, tmp_path):
+    flags = ["-c", support_configs / "emax_tiny.yaml", "--data.init_args.total_frames=320",
+             "--model.init_args.dropout.probability=0.4", "--trainer.val_check_interval=8"]  # fmt: skip
+    watched = ["--trainer.callbacks+=callbacks.assurance.AssuranceCallback", "--trainer.callbacks.suite=quick"]
+    assert cli("fit", *flags, "--experiment=plain") == 0
+    assert cli("fit", *flags, *watched, "--experiment=watched") == 0
+    plain, seen = (tmp_path / "runs" / name / "run-001" for name in ("plain", "watched"))
+    assert_same(checkpoint(plain)["state_dict"], checkpoint(seen)["state_dict"], "state_dict")
+    assert any("rice/U/u.return" in row for row in rows(seen))
