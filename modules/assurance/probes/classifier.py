@@ -39,8 +39,10 @@ def _attack(subject: Subject, block: Block) -> Values:
         return -margins(moved, y)
 
     clean = margins(x, y).detach() > 0
-    options = {"steps": effort.attack_steps, "restarts": effort.restarts}
-    losses, _ = eps_curve(loss, x, [0.0, *(share * budget for share in GRID)], generator=block.generator(1), **options)
+    losses, _ = eps_curve(
+        loss, x, [0.0, *(share * budget for share in GRID)], pgd,
+        steps=effort.attack_steps, restarts=effort.restarts, generator=block.generator(1),
+    )  # fmt: skip
     standing = losses < 0  # [1 + grid, B]: no attack found
     worst = standing[-1]
     searched = random_search(
