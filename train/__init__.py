@@ -93,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         return fail(str(error), EXIT_CONFIG)
     except KeyboardInterrupt:
-        return fail("interrupted; resume with --ckpt_path last", EXIT_INTERRUPT)
+        driver = bool(arguments) and arguments[0] in DRIVERS
+        how = "the same command goes on from here" if driver else "resume with --ckpt_path last"
+        return fail(f"interrupted; {how}", EXIT_INTERRUPT)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else EXIT_ERROR
     except Exception as error:  # the boundary: everything else keeps its traceback

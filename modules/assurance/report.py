@@ -58,6 +58,7 @@ def build(
     """
     settings, by_name = result.settings, {name: figure for (name, _), figure in result.figures.items()}
     suite = {**asdict(settings), "name": settings.suite, "level": settings.level}
+    suite |= {"max_looks": result.max_looks, "ruling_alpha": result.level}
     for moved in ("suite", "round", "root_seed"):
         del suite[moved]
     digest, count = hashlib.sha256(), 0

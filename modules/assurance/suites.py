@@ -103,7 +103,11 @@ class Ranks:
 
 @dataclass
 class SuiteResult:
-    """All that a suite found. ``seconds`` per probe and ``looks`` taken are not part of what is signed."""
+    """All that a suite found.
+
+    ``seconds`` per probe and ``looks`` taken are not part of what is signed; ``max_looks``, which sets the level of the
+    rulings, is.
+    """
 
     subject: Subject
     settings: SuiteSettings
@@ -114,6 +118,12 @@ class SuiteResult:
     verdict: Verdict
     seconds: dict[str, float]
     looks: int
+    max_looks: int = 1
+
+    @property
+    def level(self) -> float:
+        """Of every look's rulings: alpha shared among the looks."""
+        return self.settings.alpha / self.max_looks
 
     def figure(self, name: str, split: Split = "fresh") -> Figure:
         return self.figures[name, split]
@@ -181,7 +191,7 @@ def run_suite(
                 targets[name] = min(2 * targets[name], plans[name][1])
     seconds = {name: gatherer.seconds for name, gatherer in gatherers.items()}
     return SuiteResult(
-        subject, settings, tuple(limits), figures, samples, judgements, overall(judgements), seconds, taken
+        subject, settings, tuple(limits), figures, samples, judgements, overall(judgements), seconds, taken, looks
     )
 
 

@@ -29,6 +29,10 @@ from modules.contracts.control import ReportsAttacks as ReportsAttacks
 from modules.contracts.control import RequestsRollouts as RequestsRollouts
 from modules.contracts.control import RolloutRequest as RolloutRequest
 from modules.contracts.control import ScalesReturns as ScalesReturns
+from modules.contracts.corpora import DisturbsText as DisturbsText
+from modules.contracts.corpora import Excerpts as Excerpts
+from modules.contracts.corpora import ProvidesExcerpts as ProvidesExcerpts
+from modules.contracts.corpora import ReportsContamination as ReportsContamination
 from modules.contracts.episodes import EpisodeSample as EpisodeSample
 from modules.contracts.episodes import ReportsEpisodes as ReportsEpisodes
 from modules.contracts.games import PlaysGames as PlaysGames
