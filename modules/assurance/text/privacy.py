@@ -212,7 +212,13 @@ def find_pii(text: str, kinds: Collection[str] = KINDS) -> list[Hit]:
         found += [Hit(kind, start, end) for start, end in spans]
         if spans:
             text = _rewritten(text, [(start, end, "\0" * (end - start)) for start, end in spans])
-    return sorted((hit for hit in found if hit.kind in kinds), key=lambda hit: hit.start)
+    hits: list[Hit] = []
+    for hit in sorted((hit for hit in found if hit.kind in kinds), key=lambda hit: (hit.start, -hit.end)):
+        if hits and hit.start < hits[-1].end:  # one pattern's hit stands within a longer one of another pattern
+            hits[-1] = Hit(hits[-1].kind, hits[-1].start, max(hits[-1].end, hit.end))
+        else:
+            hits.append(hit)
+    return hits
 
 
 def _rewritten(text: str, edits: Iterable[tuple[int, int, str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modules.assurance.subject import AssuranceError
@@ -127,6 +127,7 @@ def test_a_card_of_a_known_issuer_is_found(digits):
 PIECES = st.sampled_from([text for _, text, _ in FOUND] + CLEAN + ["password=", "[", "]", "@", ":", "\n", "a.b", "+1 "])
 
 
+@example(["secret: [secret]", "<a@b.org>", "sk-proj-abc123def456ghi789"], "", {"secret"})
 @given(st.lists(PIECES, max_size=6), st.sampled_from(["", " ", ", "]), st.sets(st.sampled_from(KINDS), min_size=1))
 @settings(deadline=None, max_examples=150)
 def test_masking_leaves_nothing_and_is_idempotent(pieces, joint, kinds):
