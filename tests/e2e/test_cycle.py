@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("cycle")  # one cycle serves most tests
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--arguments={trainer.max_steps: 200, trainer.val_check_interval: 200, checkpoint.every_n_steps: 40}"]
 CYCLE = ["align", "-c", "cycle/planted", *SHORT, "--assure.n0=400", "--assure.n_max=800"]
