@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from callbacks.assurance import log_report, ranks_of, subject_of
-from callbacks.checkpoint import AtomicCheckpointIO
+from callbacks.checkpoint import MANIFEST_KEY, AtomicCheckpointIO
 from modules.assurance.subject import AssuranceError, Subject, mapping_digest
 from modules.assurance.suites import SuiteResult, SuiteSettings, run_suite
 from modules.assurance.verdict import EXIT_CODES, Limit
@@ -134,7 +134,15 @@ class SuiteRun:
         return replace(subject, capabilities={**subject.capabilities, "seed_values": lambda: values})
 
 
-_VOLATILE = {"callbacks", "loops", "optimizer_states", "lr_schedulers", "pytorch-lightning_version", "hyper_parameters"}
+_VOLATILE = {
+    MANIFEST_KEY,  # files of ranks: random states, environments, replay
+    "callbacks",
+    "hyper_parameters",
+    "loops",
+    "lr_schedulers",
+    "optimizer_states",
+    "pytorch-lightning_version",
+}
 
 
 def checkpoint_digest(path: str | Path) -> str:

@@ -74,6 +74,7 @@ def test_from_any_step_it_continues_bitwise(cli, support_configs, tmp_path, whol
         assert_same(rows(whole, step), rows(again, step), f"from {step}")
 
 
+@pytest.mark.slow  # from any step it continues bitwise: above, in process
 def test_killed_in_each_phase_it_ends_the_same(cli, cli_process, support_configs, tmp_path):
     run = _run(support_configs, "asp", "--experiment=killed", "--checkpoint.every_n_steps=4")
     assert cli(*_run(support_configs, "asp", "--experiment=whole", "--checkpoint.every_n_steps=4")) == 0
@@ -90,7 +91,7 @@ def test_killed_in_each_phase_it_ends_the_same(cli, cli_process, support_configs
     assert_same(rows(whole, 8), rows(again, 8))
 
 
-@pytest.mark.parametrize("name", ["routing_pomo", "routing_am"])
+@pytest.mark.parametrize("name", ["routing_pomo", pytest.param("routing_am", marks=pytest.mark.slow)])
 def test_base_solvers_killed_end_the_same(cli, cli_process, support_configs, tmp_path, name):
     """Also across the rollout baseline's t-tests, which replace its frozen policy."""
     every = "--checkpoint.every_n_steps=2"

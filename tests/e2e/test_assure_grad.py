@@ -59,7 +59,7 @@ def test_grad_is_assured_and_its_population_goes_on(cli, support_configs, tmp_pa
     assert "holds no control state" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["ATLA", "WocaR"])
+@pytest.mark.parametrize("name", ["ATLA", pytest.param("WocaR", marks=pytest.mark.slow)])
 def test_a_warm_start_takes_over_what_was_learnt(cli, support_configs, tmp_path, name):
     flags = [*_other(name), "--seed_everything=3"]
     config = ["-c", support_configs / "control.yaml"]

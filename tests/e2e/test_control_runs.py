@@ -47,7 +47,9 @@ def test_every_method_goes_on_bitwise(cli, support_configs, tmp_path, name):
     assert_same(rows(whole, 3), rows(again, 3))
 
 
-@pytest.mark.parametrize("task", ["mujoco/Hopper-v5", "mujoco/InvertedPendulum-v5"])
+@pytest.mark.parametrize(
+    "task", ["mujoco/Hopper-v5", pytest.param("mujoco/InvertedPendulum-v5", marks=pytest.mark.slow)]
+)
 def test_batched_mujoco_killed_ends_the_same(cli, cli_process, support_configs, tmp_path, task):
     flags = [f"--data.init_args.task={task}", "--data.init_args.options={}", "--checkpoint.every_n_steps=1"]
     assert cli(*_run(support_configs, "--experiment=whole", *flags)) == 0
@@ -60,6 +62,7 @@ def test_batched_mujoco_killed_ends_the_same(cli, cli_process, support_configs, 
     assert_same(rows(whole, 3), rows(again, 3))
 
 
+@pytest.mark.slow  # GRAD killed in each phase: test_grad.py; batched MuJoCo killed: above
 def test_grad_on_batched_mujoco_killed_in_each_phase_ends_the_same(cli, cli_process, support_configs, tmp_path):
     flags = ["--data.init_args.task=mujoco/InvertedPendulum-v5", "--checkpoint.every_n_steps=1"]
     config = ["fit", "-c", support_configs / "grad.yaml", *flags]
