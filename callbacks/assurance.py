@@ -24,17 +24,26 @@ class GateFailure(RuntimeError):
     """A gate failed during training and the config says that this ends the run."""
 
 
+def check_assurable(module: LightningModule) -> Assurable:
+    """The module as one that offers a subject.
+
+    Raises:
+        AssuranceError: it offers none.
+    """
+    if not isinstance(module, Assurable):
+        raise AssuranceError(
+            f"{type(module).__name__} offers no assurance_subject(): give it one as modules/assurance/subject.py says"
+        )
+    return module
+
+
 def subject_of(module: LightningModule) -> Subject:
     """The module's subject.
 
     Raises:
         AssuranceError: a module that offers none.
     """
-    if not isinstance(module, Assurable):
-        raise AssuranceError(
-            f"{type(module).__name__} offers no assurance_subject(): give it one as modules/assurance/subject.py says"
-        )
-    return module.assurance_subject()
+    return check_assurable(module).assurance_subject()
 
 
 def ranks_of(trainer: Trainer) -> Ranks:
@@ -113,8 +122,8 @@ class AssuranceCallback(Callback):
         self._deficits = dict(state_dict["deficits"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and not isinstance(pl_module, Assurable):
-            subject_of(pl_module)
+        if stage == "fit":
+            check_assurable(pl_module)
         self._began = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

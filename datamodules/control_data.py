@@ -15,14 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.envs.control.base import ControlEnv
 from datamodules.envs.control.tasks import make_control_env
 from datamodules.rollout.control import ControlStream, play_episodes
+from datamodules.rollout.loaders import evaluation_loader, training_loader
 from modules.contracts import EpisodesRequest, EvaluatesAttacks, RequestsRollouts, RolloutRequest
 from modules.seeds import global_seed, stream_seed
 
 _ENVIRONMENT = 84  # what a random stream is for
-
-
-def _same(batch: Any) -> Any:
-    return batch
 
 
 class _Batches(Dataset):
@@ -161,14 +158,13 @@ class ControlDataModule(LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        # a generator of its own, or every epoch would draw a seed from the global stream
-        return DataLoader(_Batches(self), batch_size=None, collate_fn=_same, num_workers=0, generator=torch.Generator())
+        return training_loader(_Batches(self))
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Evaluations(self, "val"), batch_size=None, collate_fn=_same, num_workers=0)
+        return evaluation_loader(_Evaluations(self, "val"))
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader(_Evaluations(self, "test"), batch_size=None, collate_fn=_same, num_workers=0)
+        return evaluation_loader(_Evaluations(self, "test"))
 
     def reference_action(self, observation: Tensor) -> Tensor | None:
         """See :class:`~modules.contracts.ScalesReturns`."""

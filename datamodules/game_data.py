@@ -20,12 +20,9 @@ from datamodules.games.sequence_form import SequenceFormGame
 from datamodules.games.simulate import PolicyTables, TreeSimulator
 from datamodules.games.symmetrized import SymmetrizedGame
 from datamodules.games.tree import GameTree
+from datamodules.rollout.loaders import evaluation_loader, training_loader
 from modules.contracts import PlanGame, PlayRequest, RequestsPlay, RulesGame
 from modules.seeds import global_seed, stream
-
-
-def _same(batch: Any) -> Any:
-    return batch
 
 
 class _Steps(Dataset):
@@ -197,13 +194,10 @@ class GameDataModule(LightningDataModule):
             raise ValueError(
                 f"GameDataModule: {type(module).__name__} is no population module: it asks for no episodes"
             )
-        # a generator of its own, or every epoch would draw a seed from the global stream
-        return DataLoader(
-            _Steps(self, module), batch_size=None, collate_fn=_same, num_workers=0, generator=torch.Generator()
-        )
+        return training_loader(_Steps(self, module))
 
     def test_dataloader(self) -> DataLoader:
-        return DataLoader([TensorDict({}, [0])], batch_size=None, collate_fn=_same)  # pyright: ignore[reportArgumentType]
+        return evaluation_loader([TensorDict({}, [0])])  # pyright: ignore[reportArgumentType]
 
     def batch(self, request: PlayRequest | None) -> TensorDict:
         """This rank's share of the episodes asked for; empty for ``None``.

@@ -13,27 +13,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.envs.oversight.base import ACT, OversightEnv
 from datamodules.envs.oversight.worlds import make_world
+from datamodules.rollout.loaders import CollectedBatches, evaluation_loader, training_loader
 from modules.contracts.oversight import ActsOnStates, OversightDynamics, OversightSpec
 from modules.seeds import global_seed, stream_seed
 
 _TRAINING = 95  # what the run's seed is used for
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-class _Batches(Dataset):
-    """The run's batches, each collected when it is asked for."""
-
-    def __init__(self, data: OversightDataModule) -> None:
-        self.data = data
-
-    def __len__(self) -> int:  # sized, or the loader would fetch one batch ahead, collected by the policy before
-        return self.data.batches
-
-    def __getitem__(self, index: int) -> TensorDict:
-        return self.data.next_batch()
 
 
 class _Evaluations(Dataset):
@@ -171,11 +155,10 @@ class OversightDataModule(LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        # a generator of its own, or every epoch would draw a seed from the global stream
-        return DataLoader(_Batches(self), batch_size=None, collate_fn=_same, num_workers=0, generator=torch.Generator())
+        return training_loader(CollectedBatches(self))
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Evaluations(), batch_size=None, collate_fn=_same, num_workers=0)
+        return evaluation_loader(_Evaluations())
 
     test_dataloader = val_dataloader
 

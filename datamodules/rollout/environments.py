@@ -15,32 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.envs.base import MultiAgentEnv
 from datamodules.envs.tasks import make_env
 from datamodules.rollout.evaluation import play_episodes
+from datamodules.rollout.loaders import CollectedBatches, evaluation_loader, training_loader
 from datamodules.rollout.stream import CollectorStream, Stream, TensorStream
 from modules.contracts import ActingModule, ActsMultiAgent, MultiAgentSpec
 from modules.seeds import global_seed, stream_seed
 
 ENVIRONMENT, ACTOR, SAMPLER, BITS, EVALUATION = range(5)
 """What a rank's random streams are for."""
-
-
-def _same(batch: Any) -> Any:
-    return batch
-
-
-class _Batches(Dataset):
-    """A batch per collection of the whole run, made when it is asked for.
-
-    Which step it is the datamodule knows: a run resumed in the middle takes what is left.
-    """
-
-    def __init__(self, data: EnvironmentDataModule) -> None:
-        self.data = data
-
-    def __len__(self) -> int:  # sized, or the loader would fetch one batch ahead, collected by the policy before
-        return self.data.batches
-
-    def __getitem__(self, index: int) -> TensorDict:
-        return self.data.next_batch()
 
 
 class _Evaluations(Dataset):
@@ -209,11 +190,10 @@ class EnvironmentDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.open()
-        # a generator of its own, or every epoch would draw a seed from the global stream
-        return DataLoader(_Batches(self), batch_size=None, collate_fn=_same, num_workers=0, generator=torch.Generator())
+        return training_loader(CollectedBatches(self))
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(_Evaluations(self), batch_size=None, collate_fn=_same, num_workers=0)
+        return evaluation_loader(_Evaluations(self))
 
     test_dataloader = val_dataloader
 

@@ -202,9 +202,10 @@ class Cycle:
                 do not fit the config.
             RuntimeError: training or measuring failed; the next run goes on there.
         """
-        config = self._declare()
+        starts = self._declare()
         seeds = {"train": self.settings.seed, "assurance": self.suite.root_seed}
-        objectives = first_objectives(self.settings.knobs, config, self.limits, seeds)
+        knobs = [replace(knob, start=starts[knob.path]) for knob in self.settings.knobs]
+        objectives = first_objectives(knobs, limits=self.limits, seeds=seeds)
         reports: list[dict[str, Any]] = []
         decisions: list[Decision] = []
         checkpoint: Path | None = None
@@ -225,8 +226,8 @@ class Cycle:
             objectives = self._next(objectives, reports[-1], sha256_file(folder / ASSURANCE / "report.json"))
 
     # -- the steps of a round -----------------------------------------------------------------------------------------
-    def _declare(self) -> Mapping[str, Any]:
-        """Write down what is demanded before anything is trained; returns the knobs' values in the config, nested."""
+    def _declare(self) -> dict[str, Value]:
+        """Write down what is demanded before anything is trained; returns the knobs' first values."""
         wanted = {
             "settings": {**asdict(self.settings), "knobs": [asdict(knob) for knob in self.settings.knobs]},
             "suite": asdict(self.suite),
@@ -236,7 +237,7 @@ class Cycle:
         path = self.folder / DECLARED
         if path.is_file():
             content = json.loads(path.read_bytes())
-            config = content.pop("config")
+            starts = content.pop("starts")
             if canonical_bytes(content) != canonical_bytes(wanted, "cycle"):
                 raise AssuranceError(
                     f"align: {path} was declared with other settings: go on with those, or give --out another folder"
@@ -244,11 +245,11 @@ class Cycle:
         else:
             resolved = self.launcher.config()
             check_knobs(self.settings.knobs, resolved, [limit.figure for limit in self.limits])
-            config = {knob.path: _leaf(resolved, knob.path) for knob in self.settings.knobs}
+            starts = first_objectives(self.settings.knobs, resolved).knobs
             with atomic_write(path) as stream:
-                write_bytes(stream, canonical_bytes({**wanted, "config": config}, "cycle"))
+                write_bytes(stream, canonical_bytes({**wanted, "starts": starts}, "cycle"))
         append(self.ledger, "declared", 0, declared_payload(self.suite, self.limits, self.settings.knobs))
-        return _nested(config)
+        return starts
 
     def _write_objectives(self, folder: Path, objectives: Objectives) -> Path:
         layer = folder / OBJECTIVES
@@ -337,24 +338,6 @@ class Cycle:
             self.say(f"round {number}: {alarm} gained more on fresh units than on the anchor: is it overfitted?")
         if decision.outcome:
             self.say(f"{decision.outcome} after {number + 1} rounds; summary: {self.folder / SUMMARY}")
-
-
-def _leaf(config: Mapping[str, Any], path: str) -> Any:
-    value: Any = config
-    for part in path.split("."):
-        value = value[part]
-    return value
-
-
-def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for path, value in values.items():
-        *parents, leaf = path.split(".")
-        place = found
-        for part in parents:
-            place = place.setdefault(part, {})
-        place[leaf] = value
-    return found
 
 
 def round_seed(seed: int, number: int) -> int:
